@@ -1,0 +1,1 @@
+"""Readers, prompts and the embedded digits-vqa set."""
