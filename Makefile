@@ -1,0 +1,58 @@
+# Every target starts from a clean clone: it makes the environment first if it is not there.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
+# One OpenMP thread per test process: the suite is many small tensors on two processes.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: help venv build test test-slow test-peft demo bench lint format clean
+
+help:
+	@echo "make demo | test | test-slow | test-peft | bench | lint | format | build | venv | clean"
+
+$(VENV)/.requirements: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmadapt needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements $(BUILD_INPUTS)
+	$(PIP) install --no-build-isolation --no-deps -e .
+	touch $@
+
+venv: $(VENV)/.installed
+
+build: venv
+	$(PIP) install --no-build-isolation --no-deps -e .
+	$(PY) -c 'import mmadapt; mmadapt.show_config()'
+
+test: venv
+	$(PYTEST) -n 2 -m "not slow and not gpu"
+
+test-slow: venv
+	$(PYTEST) -m "slow and not gpu"
+
+test-peft: venv
+	$(PYTEST) tests/peft_suite -n 2 -m ""
+
+demo: venv
+	$(VENV)/bin/mmadapt demo
+
+bench: venv
+	$(PY) -m bench
+
+lint: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: venv
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find mmadapt kernels -name '*.so' -delete
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
