@@ -1,5 +1,13 @@
 """Metrics, scorers, generation, forgetting and the report."""
 
+from mmadapt.eval.evaluate import (
+    ScienceQAResult,
+    evaluate_scienceqa,
+    problems_of,
+    sample_answers,
+)
+from mmadapt.eval.forgetting import TextOnly, probe_text, text_perplexity
+from mmadapt.eval.generation import blank_pixels, generate_answers
 from mmadapt.eval.intervals import mean_interval, wilson_interval
 from mmadapt.eval.results import (
     Ablation,
@@ -16,8 +24,18 @@ from mmadapt.eval.results import (
     StageCurve,
     TextProbe,
 )
+from mmadapt.eval.scienceqa import (
+    COLUMNS,
+    SCIENCEQA_TEST_SIZE,
+    chance_row,
+    extract_answer,
+    has_image,
+    scienceqa_table,
+)
 
 __all__ = [
+    "COLUMNS",
+    "SCIENCEQA_TEST_SIZE",
     "Ablation",
     "AblationRow",
     "Accuracy",
@@ -28,9 +46,22 @@ __all__ = [
     "RunInfo",
     "RunResults",
     "SampleAnswer",
+    "ScienceQAResult",
     "ScienceQATable",
     "StageCurve",
+    "TextOnly",
     "TextProbe",
+    "blank_pixels",
+    "chance_row",
+    "evaluate_scienceqa",
+    "extract_answer",
+    "generate_answers",
+    "has_image",
     "mean_interval",
+    "probe_text",
+    "problems_of",
+    "sample_answers",
+    "scienceqa_table",
+    "text_perplexity",
     "wilson_interval",
 ]
