@@ -1,0 +1,1 @@
+"""Per-head tanh gate on the attention values of one modality's tokens."""

@@ -1,0 +1,1 @@
+from mmadapt.ops._swiglu_adapter import swiglu_adapter
