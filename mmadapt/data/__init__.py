@@ -1,1 +1,34 @@
-"""Readers, prompts and the embedded digits-vqa set."""
+"""Data: readers to Hugging Face chat messages, PILL's prompts and batches, digits-vqa.
+
+>>> from mmadapt import data
+>>> root = data.write_digits_vqa("digits")
+>>> questions = data.load({"reader": "scienceqa", "path": root, "split": "train"})
+>>> captions = data.load({"reader": "llava_json", "path": root / "captions" / "chat.json"})
+"""
+
+from mmadapt.data.collate import PillCollator
+from mmadapt.data.digits_vqa import write_digits_vqa
+from mmadapt.data.errors import DataError
+from mmadapt.data.llava_json import LlavaJson
+from mmadapt.data.prompts import DEFAULT_SYSTEM, PROMPT_FORMATS
+from mmadapt.data.registry import READERS, Mixture, load
+from mmadapt.data.sample import Sample
+from mmadapt.data.scienceqa import ScienceQA
+from mmadapt.data.template import PillTemplate
+from mmadapt.data.wrong_answers import WrongAnswers
+
+__all__ = [
+    "DEFAULT_SYSTEM",
+    "PROMPT_FORMATS",
+    "READERS",
+    "DataError",
+    "LlavaJson",
+    "Mixture",
+    "PillCollator",
+    "PillTemplate",
+    "Sample",
+    "ScienceQA",
+    "WrongAnswers",
+    "load",
+    "write_digits_vqa",
+]
