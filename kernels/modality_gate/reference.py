@@ -22,4 +22,5 @@ def projected_modality_gate(value: Tensor, hidden: Tensor, weight: Tensor, mask:
 
     Rows outside the mask are blanked first, so that nothing in them can reach a gradient.
     """
-    return modality_gate(value, linear(hidden * mask.unsqueeze(-1), weight), mask)
+    masked = torch.where(mask.unsqueeze(-1), hidden, 0.0)
+    return modality_gate(value, linear(masked, weight), mask)

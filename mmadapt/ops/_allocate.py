@@ -49,16 +49,12 @@ def cp_linear_outputs(
 ) -> tuple[list[Tensor], Tensor]:
     """One y [T, o_k] per weight and z [T, R], all in `x.dtype`."""
     tokens = x.shape[0]
-    return [x.new_empty(tokens, w.shape[0]) for w in weights], x.new_empty(tokens, factor_in.shape[0])
-
-
-def modality_gate_outputs(value: Tensor) -> Tensor:
-    """y [T, H, h]."""
-    return value.new_empty(value.shape)
+    return [x.new_empty(tokens, w.shape[0]) for w in weights], x.new_empty(
+        tokens, factor_in.shape[0]
+    )
 
 
 def projected_modality_gate_outputs(value: Tensor) -> tuple[Tensor, Tensor]:
     """y [T, H, h] and the gate tanh(logits) [T, H] in fp32 (fp64 for fp64), 0 outside the mask."""
     gate = value.new_empty(value.shape[:2], dtype=accumulation_dtype(value.dtype))
     return value.new_empty(value.shape), gate
-

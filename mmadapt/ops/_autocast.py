@@ -16,7 +16,7 @@ def cast_activation(x: Tensor) -> Tensor:
 
 
 def cast_parameter(parameter: Tensor, x: Tensor) -> Tensor:
-    """`parameter`, converted to `x.dtype` only when autocast is on and it is another 16-bit type."""
+    """`parameter`, converted to `x.dtype` if autocast is on and it is of another 16-bit type."""
     if parameter.dtype in (torch.float32, torch.float64) or _autocast_dtype(x) is None:
         return parameter
     return parameter.to(x.dtype)

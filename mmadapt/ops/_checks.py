@@ -1,4 +1,4 @@
-"""Argument checks shared by the contracts: each error names the argument, what came, what was due."""
+"""Argument checks shared by the contracts: errors name the argument, what came, what was due."""
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_expert_range(expert: Tensor | None, num_experts: int) -> None:
-    """Values must lie in -1..E-1. CPU tensors only: on a GPU the answer would cost a device sync."""
+    """Values must lie in -1..E-1. CPU tensors only: on a GPU the answer would cost a sync."""
     if expert is None or expert.device.type != "cpu" or expert.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(expert))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from mmadapt.ops._backends import Choice, choose
-from mmadapt.ops._swiglu_adapter import arguments as _swiglu_adapter
 
 _PLANS: dict[str, Callable] = {}
 
@@ -13,7 +12,9 @@ def plan(op: str, normalise: Callable) -> None:
     _PLANS[op] = normalise
 
 
-def explain(op: str | Callable, *args: object, backend: str | None = None, **kwargs: object) -> Choice:
+def explain(
+    op: str | Callable, *args: object, backend: str | None = None, **kwargs: object
+) -> Choice:
     """The backend that ``op(*args, **kwargs)`` would run on, and each refused one's constraint.
 
     `op` is a function of `mmadapt.ops` or its name. Arguments are checked as in the call itself;

@@ -48,9 +48,7 @@ def _backward(
     operands = [_contiguous(t) for t in (x, gate, down, up, expert, norm_weight)]
     saved = [_contiguous(t) for t in (zg, zd, rstd)]
     module = select(OP, backend, x.shape[0], *operands)
-    return module.backward(
-        dy.contiguous(), *operands, eps, *saved, residual, scale, tuple(needs)
-    )
+    return module.backward(dy.contiguous(), *operands, eps, *saved, residual, scale, tuple(needs))
 
 
 def _backward_fake(
@@ -231,7 +229,5 @@ def swiglu_adapter(
     Sources: PILL (arXiv 2311.02126) adapters and modality experts; CROME (arXiv 2408.06610) with a
     shared `up`.
     """
-    args = arguments(
-        x, gate, down, up, expert=expert, norm=norm, residual=residual, scale=scale
-    )
+    args = arguments(x, gate, down, up, expert=expert, norm=norm, residual=residual, scale=scale)
     return _SwiGLUAdapter.apply(*args, backend).reshape(x.shape)

@@ -23,8 +23,9 @@ class Rows:
             return source
         if self._index is not None:
             return source.index_select(0, self._index)
-        return torch.where(self._like(source), source, torch.zeros((), dtype=source.dtype,
-                                                                   device=source.device))
+        return torch.where(
+            self._like(source), source, torch.zeros((), dtype=source.dtype, device=source.device)
+        )
 
     def put(self, target: Tensor, rows: Tensor) -> None:
         """Write what was computed from `take`d rows back into `target`, in place."""
