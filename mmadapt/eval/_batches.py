@@ -20,9 +20,6 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-Collator = Callable[[list[Any]], Batch]
-
-
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """`model.eval()` and back, module by module.

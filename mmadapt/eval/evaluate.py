@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mmadapt.data import PillCollator
 from mmadapt.eval._atomic import write_text
-from mmadapt.eval._batches import Collator, Dataset, Progress
+from mmadapt.eval._batches import Dataset, Progress
 from mmadapt.eval.generation import generate_answers
 from mmadapt.eval.results import Accuracy, EvalRow, SampleAnswer, ScienceQATable
 from mmadapt.eval.scienceqa import Problem, breakdown, extract_answer, scienceqa_table
@@ -61,7 +62,7 @@ def problems_of(dataset: Dataset) -> dict[str, Problem]:
 def evaluate_scienceqa(
     model: nn.Module,
     tokenizer: Any,
-    collator: Collator,
+    collator: PillCollator,
     dataset: Dataset,
     *,
     batch_size: int = 32,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmadapt.data import PillCollator
 from mmadapt.eval._batches import (
-    Collator,
     Dataset,
     Progress,
     count_scored,
@@ -45,7 +45,7 @@ class TextOnly:
 
 def text_perplexity(
     model: nn.Module,
-    collator: Collator,
+    collator: PillCollator,
     dataset: Dataset,
     *,
     batch_size: int = 32,
@@ -53,7 +53,7 @@ def text_perplexity(
 ) -> float:
     """exp of the mean nats per labelled token, over all tokens of the set (not per batch).
 
-    `collator` is a `PillCollator(with_labels=True)`.
+    `collator` is built with `with_labels=True`.
 
     Raises:
         ValueError: the collator returns no labels, or no token of the set is labelled.
@@ -66,7 +66,7 @@ def text_perplexity(
         if "labels" not in batch:
             raise ValueError("collator: returned no labels, expected with_labels=True")
         labels = batch.pop("labels")
-        logits = model(**model_inputs(model, batch, collator.image_token_id)).logits
+        logits = model(**model_inputs(model, batch, collator.encoder.image_token_id)).logits
         loss += summed_loss(logits, labels).item()
         count += int(count_scored(labels))
 
@@ -81,8 +81,8 @@ def text_perplexity(
 def probe_text(
     model: nn.Module,
     tokenizer: Any,
-    prompt_collator: Collator,
-    label_collator: Collator,
+    prompt_collator: PillCollator,
+    label_collator: PillCollator,
     dataset: Dataset,
     *,
     batch_size: int = 32,

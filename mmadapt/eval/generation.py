@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmadapt.data import PillCollator
 from mmadapt.eval._batches import (
     Batch,
-    Collator,
     Dataset,
     Progress,
     eval_mode,
@@ -23,7 +23,7 @@ from mmadapt.eval._batches import (
 def generate_answers(
     model: nn.Module,
     tokenizer: Any,
-    collator: Collator,
+    collator: PillCollator,
     dataset: Dataset,
     *,
     batch_size: int = 32,
@@ -40,7 +40,7 @@ def generate_answers(
 
     Args:
         tokenizer: decodes; its `eos_token_id` ends an answer.
-        collator: a `PillCollator(with_labels=False)`: prompts only, left padded.
+        collator: built with `with_labels=False`: prompts only, left padded.
         blank_images: replace every image by a black one (see `blank_pixels`).
         progress: called with (done, total) after every batch.
 
@@ -57,8 +57,10 @@ def generate_answers(
         batch = collator(samples)
         _check_prompts(batch)
         if blank_images:
-            batch["pixel_values"] = blank_pixels(collator.image_processor, batch["pixel_values"])
-        tokens = _generate(model, tokenizer, batch, collator.image_token_id, max_new_tokens)
+            batch["pixel_values"] = blank_pixels(
+                collator.pixels.image_processor, batch["pixel_values"]
+            )
+        tokens = _generate(model, tokenizer, batch, collator.encoder.image_token_id, max_new_tokens)
         for index, row in zip(indices, tokens.tolist(), strict=True):
             texts[index] = _decode(tokenizer, row)
 

@@ -63,11 +63,10 @@ def make_sample(key, text, image_seeds=(), reply="The answer is A.", **record):
 
 
 class ToyCollator:
-    image_token_id = WordTokenizer.image_token_id
-
     def __init__(self, with_labels, pad_side):
         self.with_labels, self.pad_side = with_labels, pad_side
-        self.image_processor = PixelProcessor()
+        self.pixels = SimpleNamespace(image_processor=PixelProcessor())
+        self.encoder = SimpleNamespace(image_token_id=WordTokenizer.image_token_id)
         self.tokenizer = WordTokenizer()
 
     def __call__(self, samples):
@@ -77,7 +76,7 @@ class ToyCollator:
             row = [self.tokenizer.bos_token_id]
             for part in user["content"]:
                 if part["type"] == "image":
-                    row += [self.image_token_id] * IMAGE_TOKENS
+                    row += [WordTokenizer.image_token_id] * IMAGE_TOKENS
                     generator = torch.Generator().manual_seed(int(part["path"]))
                     pixels.append(torch.rand(3, 8, 8, generator=generator) * 2 - 1)
                 else:
@@ -209,3 +208,97 @@ def dataset(toy):
         toy.sample(str(i), " ".join(f"w{(i * 7 + j * 3) % 40}" for j in range(n)), range(i, i + k))
         for i, (n, k) in enumerate(lengths_images)
     ]
+
+
+@pytest.fixture
+def run_results(tmp_path):
+    """A run with every section filled; one question text tries to be markup."""
+    return make_run_results(tmp_path)
+
+
+def make_run_results(folder):
+    from PIL import Image
+
+    from mmadapt.eval import results as r
+
+    scan = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    paths = [str(folder / name) for name in ("scan.png", "photo.jpg")]
+    Image.fromarray(scan).save(paths[0])
+    Image.fromarray(scan).resize((600, 300)).save(paths[1])
+
+    def row(name, share, **kwargs):
+        sizes = (800, 500, 300, 400, 530, 200, 600, 200, 800)
+        names = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG")
+        table = r.ScienceQATable(
+            {c: r.Accuracy(round(share * n), n) for c, n in zip(names, sizes, strict=True)}, 3
+        )
+        skills = ("which digit", "even or odd", "larger than", "two-scan comparison", "sum")
+        by_skill = {
+            s: r.Accuracy(round((share - 0.03 * i) * 106), 106) for i, s in enumerate(skills)
+        }
+        by_skill["arithmetic"] = r.Accuracy(266, 270)
+        return r.EvalRow(
+            name, table, by_skill, r.Accuracy(share * 530, 530), r.Accuracy(266, 270), **kwargs
+        )
+
+    def sample(i, **kwargs):
+        defaults = {
+            "id": str(i),
+            "question": "Which digit does the scan show?",
+            "choices": ["three", "seven", "nine", "two"],
+            "answer": 1,
+            "prediction": i % 3,
+            "text": "The answer is B.\nBECAUSE: the scan shows a seven.",
+            "skill": "which digit",
+        }
+        return r.SampleAnswer(**defaults | kwargs)
+
+    return r.RunResults(
+        info=r.RunInfo(
+            title="PILL on digits-vqa",
+            seed=1,
+            model="Blip2 (4 layers)",
+            data="digits-vqa",
+            device="cpu",
+            versions={"torch": "2.13.0", "transformers": "5.23.0"},
+            wall_seconds={"align": 61.2, "instruct": 143.9, "evaluation": 3700},
+            config={"method": {"type": "pill", "rank": 8}, "lr": 0.001},
+        ),
+        rows=[
+            row("PILL", 0.93),
+            row("images blanked", 0.34),
+            row("base model, before", 0.3),
+            row("chance", 0.28, expected=True),
+        ],
+        stages=[
+            r.StageCurve("align", [(i, 3 / (1 + i / 9) + (i % 7) / 20) for i in range(120)], 61.2),
+            r.StageCurve("instruct", [(i, 2 / (1 + i / 20) + (i % 5) / 20) for i in range(300)]),
+        ],
+        gate=r.GateProfile([0.05, 0.12, 0.31, 0.44, 0.63, 0.71]),
+        forgetting=r.Forgetting(
+            r.TextProbe(r.Accuracy(268, 270), 1.2), r.TextProbe(r.Accuracy(266, 270), 1.25)
+        ),
+        parameters=[
+            r.ComponentRow("projector", 12_288, {"align": 12_288, "instruct": 12_288}),
+            r.ComponentRow("vision_expert", 98_304, {"align": 98_304, "instruct": 98_304}),
+            r.ComponentRow("gate", 4_096, {"instruct": 4_096}),
+            r.ComponentRow("language_model", 3_200_000),
+        ],
+        samples=[
+            sample(0, images=[paths[0]]),
+            sample(1, images=paths, skill="sum", blanked_prediction=2, hint="Add both numbers."),
+            sample(2, question="<script>alert(1)</script> & <b>", skill="arithmetic"),
+            sample(3, prediction=None, text="no idea"),
+        ],
+        ablation=r.Ablation(
+            ["visual", "text-only"],
+            [0, 1, 2],
+            [
+                r.AblationRow("PILL", {"visual": [93.0, 92.1, 93.9], "text-only": [98, 99, 98.5]}),
+                r.AblationRow("no gate", {"visual": [90.1, 91, 90.2], "text-only": [97, 98, 98]}),
+                r.AblationRow(
+                    "linear adapter", {"visual": [88, 89, 85], "text-only": [98, 98, 97]}
+                ),
+            ],
+        ),
+    )

@@ -60,7 +60,7 @@ def test_collators_that_cannot_measure(toy, prompts, labelled, dataset):
         batch = labelled(samples)
         return batch | {"labels": torch.full_like(batch["labels"], -100)}
 
-    unlabelled.image_token_id = labelled.image_token_id
+    unlabelled.encoder = labelled.encoder
     with pytest.raises(ValueError, match="no token is labelled"):
         text_perplexity(model, unlabelled, dataset)
 

@@ -72,7 +72,7 @@ def test_blank_images_hide_which_image_it_was(toy, prompts):
 
 def test_blank_pixels_are_processed_black(prompts):
     pixels = torch.rand(3, 3, 8, 8, dtype=torch.bfloat16)
-    blank = blank_pixels(prompts.image_processor, pixels)
+    blank = blank_pixels(prompts.pixels.image_processor, pixels)
     assert blank.shape == pixels.shape
     assert blank.dtype == pixels.dtype
     assert torch.equal(blank, torch.full_like(pixels, -1))
