@@ -43,8 +43,8 @@ def cp_linear(
     dropout: float = 0.0,
     dropout_at: str = "after",
 ) -> Tensor:
-    """``x [T, i]``, ``weight [o, i]``, ``factor_in [R, i]``, ``factor_out [o, R]``, ``keep [T, R]``"""
-    drop = 1.0 if keep is None else keep / (1.0 - dropout)
+    """``x [T, i], weight [o, i], factor_in [R, i]``, ``factor_out [o, R]``, `keep` ``[T, R]``"""
+    drop = 1.0 if keep is None else keep.to(x.dtype) / (1.0 - dropout)
     z = linear(x, factor_in)
     core = apply_mode(z * drop, mode) if dropout_at == "before" else apply_mode(z, mode) * drop
     return linear(x, weight, bias) + scale * linear(core, factor_out)

@@ -58,3 +58,26 @@ def projected_modality_gate_outputs(value: Tensor) -> tuple[Tensor, Tensor]:
     """y [T, H, h] and the gate tanh(logits) [T, H] in fp32 (fp64 for fp64), 0 outside the mask."""
     gate = value.new_empty(value.shape[:2], dtype=accumulation_dtype(value.dtype))
     return value.new_empty(value.shape), gate
+
+
+def cp_linear_gradients(
+    x: Tensor,
+    factor_in: Tensor,
+    factor_out: Tensor,
+    modes: list[Tensor],
+    biases: list[Tensor | None],
+    needs: tuple[bool, bool, bool],
+    needs_modes: tuple[bool, ...],
+    needs_biases: tuple[bool, ...],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """dx, dfactor_in, dfactor_out, one dmode and one dbias per weight, each like its tensor."""
+    return (
+        gradient(x, needs[0]),
+        gradient(factor_in, needs[1]),
+        gradient(factor_out, needs[2]),
+        [gradient(m, n) for m, n in zip(modes, needs_modes, strict=True)],
+        [
+            x.new_empty(0) if b is None else gradient(b, n)
+            for b, n in zip(biases, needs_biases, strict=True)
+        ],
+    )
