@@ -20,8 +20,8 @@ class CPFactors(nn.Module):
         rank: R.
         core: ``"diagonal"`` for a core ``[R]``, ``"dense"`` for ``[R, R, R]``.
 
-    Parameters: `factor_in` ``[R, in]`` U(±1/sqrt(in)); `factor_out` ``[out, R]`` zeros, so that fresh
-    updates are zero; `core` ones (diagonal) or U(±sqrt(3)/R) (dense, Xavier with the fan R²).
+    Parameters: `factor_in` ``[R, in]`` U(±1/sqrt(in)); `factor_out` ``[out, R]`` zeros, so that
+    fresh updates are zero; `core` ones (diagonal) or U(±sqrt(3)/R) (dense, Xavier with fan R²).
 
     Source: Aurora (arXiv 2305.08381), mode approximation.
     """
@@ -66,7 +66,7 @@ class CPFactors(nn.Module):
             nn.init.uniform_(self.core, -bound, bound)
 
     def contract(self, mode: Tensor) -> Tensor:
-        """The operator's mode for a mode vector ``p [R]``: ``[R]`` (diagonal) or ``[R, R]`` (dense)."""
+        """The operator's mode for a vector ``p [R]``: ``[R]`` (diagonal) or ``[R, R]`` (dense)."""
         return self.core * mode if self.core.ndim == 1 else self.core @ mode
 
     def extra_repr(self) -> str:
@@ -140,7 +140,7 @@ class CPLinear(nn.Module):
         )
 
     def delta_weight(self) -> Tensor:
-        """The update as a matrix ``[out, in]``, for merging: ``scale * factor_out M^T factor_in``."""
+        """The update as a matrix, ``scale * factor_out M^T factor_in`` ``[out, in]``."""
         mode, factors = self.factors.contract(self.mode), self.factors
         matrix = torch.diag(mode) if mode.ndim == 1 else mode
         return self.scale * (factors.factor_out @ matrix.t() @ factors.factor_in)

@@ -52,7 +52,7 @@ def load(module: str) -> ModuleType | str:
     if module not in _LOADED:
         try:
             _LOADED[module] = importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # AttributeError: a stale extension
             _LOADED[module] = f"not available: {error}"
     return _LOADED[module]
 
