@@ -1,0 +1,67 @@
+// Token rows between memory (any dtype, any order) and fp32 tiles.
+#pragma once
+
+#include "problem.h"
+
+namespace {
+
+// Calls f(column, pointer into the tile, count) for each vector of one tile row; count < VL at the end.
+template <class F>
+inline void for_each_vector(float *tile, int64_t rows, int64_t row, int64_t dim, F f) {
+  for (int64_t block = 0; block < dim; block += BLOCK) {
+    float *p = at(tile, rows, row, block);
+    const int64_t width = min(BLOCK, dim - block);
+    int64_t c = 0;
+    for (; c + VL <= width; c += VL) f(block + c, p + c, VL);
+    if (c < width) f(block + c, p + c, width - c);
+  }
+}
+
+template <class T>
+inline Vec load_some(const T *p, int64_t count) {
+  return count == VL ? load(p) : load_head(p, count);
+}
+template <class T>
+inline void store_some(T *p, Vec v, int64_t count) {
+  if (count == VL)
+    store(p, v);
+  else
+    store_head(p, v, count);
+}
+
+template <class A>
+inline void load_row(const A *x, int64_t dim, float *tile, int64_t rows, int64_t row) {
+  for_each_vector(tile, rows, row, dim, [&](int64_t i, float *p, int64_t count) {
+    store_some(p, load_some(x + i, count), count);
+  });
+}
+
+// 1 / sqrt(mean(x^2) + eps)
+template <class A>
+inline float reciprocal_rms(const A *x, int64_t dim, float eps) {
+  Vec squares = {};
+  int64_t i = 0;
+  for (; i + VL <= dim; i += VL) squares += load(x + i) * load(x + i);
+  if (i < dim) squares += load_head(x + i, dim - i) * load_head(x + i, dim - i);
+  return 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(dim) + eps);
+}
+
+// The norm's weight in fp32.
+inline void load_norm_weight(const mmadapt_swiglu_adapter &p, float *to) {
+  for (int64_t i = 0; i < p.dim; ++i)
+    to[i] = p.norm_dtype == MMADAPT_F32 ? static_cast<const float *>(p.norm_weight)[i]
+                                        : to_float(static_cast<const bf16 *>(p.norm_weight)[i]);
+}
+
+// Row of the tile = rms_norm(x) * weight, in LLaMA's order: the normalised row is rounded to the dtype
+// of x before the weight is applied.
+template <class A>
+inline void load_normed_row(const A *x, const float *weight, float rstd, int64_t dim, float *tile,
+                            int64_t rows, int64_t row) {
+  for_each_vector(tile, rows, row, dim, [&](int64_t i, float *p, int64_t count) {
+    const Vec unit = rounded_to(x, load_some(x + i, count) * broadcast(rstd));
+    store_some(p, unit * load_some(weight + i, count), count);
+  });
+}
+
+}  // namespace
