@@ -1,0 +1,68 @@
+"""Run the parts of a PILL adapter on activations of any dtype, routed where there are several."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmadapt import ops
+from mmadapt.nn import LinearAdapter, ModalityGate, SwiGLUAdapter
+
+Adapter = SwiGLUAdapter | LinearAdapter
+
+
+def new_adapter(kind: str, dim: int, rank: int, *, identity: bool = True) -> Adapter:
+    """A fresh adapter; the identity function unless `identity` is False."""
+    adapter = SwiGLUAdapter(dim, rank) if kind == "swiglu" else LinearAdapter(dim, rank)
+    if not identity:
+        nn.init.normal_(adapter.up, std=0.02)
+    return adapter
+
+
+def apply_adapters(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None) -> Tensor:
+    """`x + A_e(x)` with `e = expert[t]` for each token; `expert=None` means the first adapter.
+
+    All adapters are part of the autograd graph, also those that no token is routed to: they get
+    zero gradients, not None, so that ranks with different batches reduce the same parameters.
+
+    Args:
+        adapters: one or several adapters of the same kind and size.
+        x: [..., dim].
+        expert: integer tensor of shape `x.shape[:-1]`.
+    """
+    if expert is None and len(adapters) > 1:
+        expert = x.new_zeros(x.shape[:-1], dtype=torch.int32)
+    if isinstance(adapters[0], LinearAdapter):
+        return _apply_linear(adapters, x, expert)
+    gate, down, up = (_stack(adapters, name, x.dtype) for name in ("gate", "down", "up"))
+    return ops.swiglu_adapter(x, gate, down, up, expert=expert)
+
+
+def apply_gate(gate: ModalityGate, values: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+    """Scale `values` [..., H * h] where `mask` [...] is true, by a gate on `hidden` [..., dim]."""
+    weight = _usable(gate.gate, values.dtype)
+    if gate.kind == "static":
+        return ops.modality_gate(values, weight, mask)
+    return ops.projected_modality_gate(values, hidden.to(values.dtype), weight, mask)
+
+
+def _apply_linear(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None) -> Tensor:
+    down = torch.cat([a.down.to(x.dtype) for a in adapters], dim=0)
+    up = torch.cat([a.up.to(x.dtype) for a in adapters], dim=1)
+    hidden = F.linear(x, down)
+    if expert is not None:
+        here = expert.unsqueeze(-1) == torch.arange(len(adapters), device=x.device)
+        hidden = (hidden.unflatten(-1, (len(adapters), -1)) * here.unsqueeze(-1)).flatten(-2)
+    return x + F.linear(hidden, up).to(x.dtype)
+
+
+def _stack(adapters: Sequence[Adapter], name: str, dtype: torch.dtype) -> Tensor:
+    weights = torch.stack([getattr(adapter, name) for adapter in adapters])
+    return _usable(weights, dtype)
+
+
+def _usable(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` as the ops take it: fp32 beside half-precision activations, else their dtype."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return weight if half and weight.dtype == torch.float32 else weight.to(dtype)

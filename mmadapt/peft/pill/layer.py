@@ -1,0 +1,124 @@
+"""What the three PILL wrappers have in common: adapters by name, one of them active, a stage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from mmadapt.peft.pill.config import PillConfig
+
+PREFIX = "mmadapt_pill_"
+VISION = PREFIX + "vision"
+TEXT = PREFIX + "text"
+SHARED = PREFIX + "shared"
+ATTENTION = PREFIX + "attn"
+GATE = PREFIX + "gate"
+PROJECTOR = PREFIX + "proj"
+
+ALIGN_TRAINABLE = frozenset({VISION, PROJECTOR})
+
+CANNOT_MERGE = (
+    "PILL depends on its input (which tokens are visual) and cannot be merged into the base "
+    "weights; keep the adapter beside the model with save_pretrained, or remove it with unload()"
+)
+
+
+class PillLayer(nn.Module, BaseTunerLayer):
+    """Wraps one module of the frozen model, under `base_layer`.
+
+    Adapters sit in `nn.ModuleDict`s keyed by adapter name, one per part, whose attribute names
+    start with `mmadapt_pill_`. Attributes that are not found here are the base layer's.
+    """
+
+    other_param_names = ("mmadapt_pill_config",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.training = base_layer.training  # adapters may be added after model.eval()
+        self.mmadapt_pill_config: dict[str, PillConfig] = {}
+        for name in self.adapter_layer_names:
+            self.add_module(name, nn.ModuleDict())
+        self._disable_adapters = False
+        self._active_adapter = [adapter_name]
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: PillConfig) -> None:
+        """Add the adapter `adapter_name`, on the device and in the dtype of the base layer."""
+        self.mmadapt_pill_config[adapter_name] = config
+        for name, part in self.new_parts(config).items():
+            getattr(self, name)[adapter_name] = part
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def new_parts(self, config: PillConfig) -> dict[str, nn.Module]:
+        """Fresh modules of one adapter, by the name of the part."""
+        raise NotImplementedError
+
+    @property
+    def current(self) -> str | None:
+        """Name of the active adapter if it is enabled and present on this layer."""
+        if self._disable_adapters or not self._active_adapter:
+            return None
+        name = self.active_adapters[0]
+        return name if name in self.mmadapt_pill_config else None
+
+    def part(self, name: str) -> nn.Module | None:
+        """The active adapter's module for one part, or None."""
+        current = self.current
+        parts = getattr(self, name)
+        return parts[current] if current is not None and current in parts else None
+
+    def set_adapter(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) > 1:
+            raise ValueError(f"PILL runs one adapter at a time, got {names}")
+        super().set_adapter(names, *args, **kwargs)
+        self._freeze_outside_stage(names)
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze_outside_stage(
+            [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        )
+
+    def _freeze_outside_stage(self, adapter_names: Sequence[str]) -> None:
+        for adapter in adapter_names:
+            config = self.mmadapt_pill_config.get(adapter)
+            if config is None or config.stage != "align":
+                continue
+            for name in set(self.adapter_layer_names) - ALIGN_TRAINABLE:
+                if adapter in getattr(self, name):
+                    getattr(self, name)[adapter].requires_grad_(False)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(CANNOT_MERGE)
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The bare base layer. PEFT calls this from `unload`."""
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        return self.base_layer
+
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[torch.device | None, torch.dtype | None]:
+        # The wrapped modules have no `weight` of their own, where PEFT would look.
+        for parameter in base_layer.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        return next((p.device for p in base_layer.parameters()), None), None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # not set yet, while unpickling
+                raise
+            return getattr(super().__getattr__("base_layer"), name)

@@ -1,0 +1,57 @@
+"""The FFN with PILL's modality experts in front (MoMAE; pill.md 2.2, 2.4)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmadapt.peft.modality import LayerSlot
+from mmadapt.peft.pill.adapters import apply_adapters, new_adapter
+from mmadapt.peft.pill.config import PillConfig
+from mmadapt.peft.pill.layer import SHARED, TEXT, VISION, PillLayer
+
+
+class PillMlp(PillLayer):
+    """Wraps `mlp`: `mlp(x + A(x))`, A the vision expert at image tokens and else the text expert.
+
+    While training the align stage the last layer is routed the other way round: nothing reads
+    its image tokens, so its vision expert would get no gradient. Evaluation never does that.
+
+    Args:
+        base_layer: the FFN.
+        slot: shared with the attention wrapper of the same layer, which writes it.
+        dim: width of the residual stream.
+        is_last: whether this is the last decoder layer.
+    """
+
+    adapter_layer_names = (VISION, TEXT, SHARED)
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, slot: LayerSlot, dim: int, is_last: bool
+    ) -> None:
+        super().__init__(base_layer, adapter_name)
+        self.slot, self.dim, self.is_last = slot, dim, is_last
+
+    def new_parts(self, config: PillConfig) -> dict[str, nn.Module]:
+        names = (SHARED,) if config.experts == "shared" else (VISION, TEXT)
+        return {
+            name: new_adapter(config.adapter, self.dim, config.rank, identity=config.init_weights)
+            for name in names
+        }
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any):
+        ids, current = self.slot.take(), self.current
+        if current is not None:
+            hidden_states = self._adapt(hidden_states, ids, self.mmadapt_pill_config[current])
+        return self.base_layer(hidden_states, *args, **kwargs)
+
+    def _adapt(self, x: Tensor, ids: Tensor | None, config: PillConfig) -> Tensor:
+        if config.experts == "shared":
+            return apply_adapters([self.part(SHARED)], x, None)
+        text, vision = self.part(TEXT), self.part(VISION)
+        if self.is_last and self.training and config.stage == "align":
+            everywhere = x.new_zeros(x.shape[:-1], dtype=torch.int32)
+            ids = 1 - (everywhere if ids is None else ids)
+        if ids is None and not torch.is_grad_enabled():
+            return apply_adapters([text], x, None)
+        return apply_adapters([text, vision], x, ids)
