@@ -1,7 +1,7 @@
 """What a run measured: plain dataclasses that the trainer fills and the report prints.
 
 `RunResults` is the whole of `metrics.json`: `RunResults.from_json(results.to_json())` gives an
-equal object. Nothing here imports torch.
+equal object.
 
 Units: accuracies are stored as counts and read as percent; losses are nats per token; times
 are seconds; `GateProfile` holds mean |tanh(gate)| in [0, 1].

@@ -210,10 +210,10 @@ def dataset(toy):
     ]
 
 
-@pytest.fixture
-def run_results(tmp_path):
+@pytest.fixture(scope="session")
+def run_results(tmp_path_factory):
     """A run with every section filled; one question text tries to be markup."""
-    return make_run_results(tmp_path)
+    return make_run_results(tmp_path_factory.mktemp("scans"))
 
 
 def make_run_results(folder):

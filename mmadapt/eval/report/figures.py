@@ -113,7 +113,9 @@ def _accuracy(rows: Sequence[EvalRow]) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy, %")
     _grid(axes, "x")
-    figure.legend(loc="outside upper left", ncols=2 if len(rows) > 3 else len(rows) or 1)
+    by_name = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = [row.name for row in rows]  # matplotlib lists lines before bars, whatever the order
+    figure.legend([by_name[name] for name in names], names, loc="outside upper left", ncols=2)
     return figure
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmadapt.eval._atomic import write_bytes, write_text
-from mmadapt.eval.report.tables import accuracy_text, format_tables
+from mmadapt.eval.report.tables import format_tables
 from mmadapt.eval.results import Accuracy, RunResults, SampleAnswer
 
 
@@ -102,12 +102,12 @@ def _headline(results: RunResults) -> list[dict[str, str]]:
 
 
 def _visual_card(name: str, visual: Accuracy, expected: bool) -> dict[str, str]:
-    interval = accuracy_text(visual, expected=expected).partition(" ")[2]
+    low, high = visual.interval
     return {
         "label": f"{name}, questions with image",
         "value": f"{visual.percent:.1f}",
         "unit": "%",
-        "detail": f"95 % interval {interval}" if interval else "expected",
+        "detail": "expected" if expected else f"95 %: {low:.1f} to {high:.1f}",
     }
 
 
