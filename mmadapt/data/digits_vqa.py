@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 IMAGE_SIZE = 32
-SCAN_BLOCKS = {"train": range(0, 1200), "val": range(1200, 1438), "test": range(1438, 1797)}
+SCAN_BLOCKS = {"train": range(1200), "val": range(1200, 1438), "test": range(1438, 1797)}
 CAPTION_REQUEST = {1: "<image>\nDescribe the image.", 2: "<image>\n<image>\nDescribe the images."}
 
 _MANIFEST = "digits_vqa.json"

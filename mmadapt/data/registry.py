@@ -39,6 +39,8 @@ def load(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Dataset[Sampl
     unknown reader or option, DataError for bad data.
     """
     if not isinstance(spec, Mapping):
+        if not spec:
+            raise ValueError("spec: expected at least one data set, got an empty list")
         return Mixture([load(entry) for entry in spec])
     options = dict(spec)
     name = options.pop("reader", None)

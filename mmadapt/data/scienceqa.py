@@ -114,7 +114,10 @@ class ScienceQA(Dataset[Sample]):
         splits = read_json(file, dict)
         if self.split not in splits:
             raise DataError(f"{file}: no split {self.split!r}; it has {sorted(splits)}")
-        return [str(pid) for pid in splits[self.split]]
+        ids = splits[self.split]
+        if not isinstance(ids, list) or not all(isinstance(pid, str) for pid in ids):
+            raise DataError(f"{file}: split {self.split!r} is not a list of problem ids")
+        return ids
 
     def _read_captions(self) -> dict[str, str]:
         file = self.root / "captions.json"
