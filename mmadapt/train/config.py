@@ -1,0 +1,203 @@
+"""The recipe schema: what a YAML recipe may say, with defaults.
+
+Every model forbids unknown keys, so a misspelt key is an error with its dotted path and never a
+setting that is silently ignored. `loading.py` turns files and overrides into a `Recipe`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+COMPONENTS = (
+    "projector",
+    "vision_expert",
+    "text_expert",
+    "shared_expert",
+    "attention_adapter",
+    "gate",
+    "vision_tower",
+    "qformer",
+    "language_model",
+    "lm_head",
+)
+
+STAGES = ("align", "instruct")
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, lt=math.inf)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelConfig(_Strict):
+    """Frozen backbone: a hub id or folder, or one the recipe builds itself (`make: digits`)."""
+
+    name: str
+    make: Literal["digits"] | None = None
+    make_args: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _arguments_need_a_maker(self) -> ModelConfig:
+        if self.make_args and self.make is None:
+            raise ValueError("make_args is set but make is null: nothing would read it")
+        return self
+
+
+class PillMethod(_Strict):
+    """PILL (arXiv 2311.02126). The fields are those of `mmadapt.peft.PillConfig`."""
+
+    type: Literal["pill"]
+    rank: Count = 32
+    gate: Literal["token", "static", "none"] = "token"
+    gate_heads: Literal["kv", "q"] = "kv"
+    adapter: Literal["swiglu", "linear"] = "swiglu"
+    experts: Literal["modality", "shared"] = "modality"
+    attention_adapter: bool = True
+    projector: Literal["linear", "full", "frozen"] | None = None
+    decode_modality: Literal["text", "image"] | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+
+
+class WrongAnswers(_Strict):
+    """Wrong-answer augmentation of the training texts (PILL section 7 variants)."""
+
+    mode: Literal["uniform_all", "strictly_wrong"] = "uniform_all"
+    rate: Rate = 0.0
+
+
+class DataSource(_Strict):
+    """One data set, read by `mmadapt.data.load`. What is null keeps the reader's default."""
+
+    reader: Literal["scienceqa", "llava_json"]
+    path: str
+    split: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    image_root: str | None = None
+    use_caption: bool | None = None
+    wrong_answers: WrongAnswers = Field(default_factory=WrongAnswers)
+    limit: Count | None = None
+
+
+class DataConfig(_Strict):
+    """Root of the data, or a data set the recipe writes itself (`make: digits`)."""
+
+    root: str | None = None
+    make: Literal["digits"] | None = None
+    make_args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _making_needs_a_root(self) -> DataConfig:
+        if self.make is not None and self.root is None:
+            raise ValueError(f"make: {self.make} needs root, the folder to write the data to")
+        if self.make_args and self.make is None:
+            raise ValueError("make_args is set but make is null: nothing would read it")
+        return self
+
+
+class Rates(_Strict):
+    """Learning rates by component; a component without its own rate uses `default`.
+
+    schedule "hf" leaves the shape to `train.lr_scheduler_type` and `train.warmup_steps`;
+    "pill" is the released PILL schedule: linear warm-up from 0 over `warmup_epochs` (may be a
+    fraction), then half a cosine to 0 over `train.num_train_epochs`.
+    """
+
+    default: LearningRate
+    projector: LearningRate | None = None
+    vision_expert: LearningRate | None = None
+    text_expert: LearningRate | None = None
+    shared_expert: LearningRate | None = None
+    attention_adapter: LearningRate | None = None
+    gate: LearningRate | None = None
+    schedule: Literal["hf", "pill"] = "hf"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _warmup_belongs_to_pill(self) -> Rates:
+        if self.warmup_epochs and self.schedule != "pill":
+            raise ValueError("warmup_epochs needs schedule: pill (use train.warmup_steps with hf)")
+        return self
+
+    def of(self, component: str) -> float:
+        """Learning rate of a component (a name out of COMPONENTS)."""
+        rate = getattr(self, component, None)
+        return self.default if rate is None else rate
+
+
+class StageConfig(_Strict):
+    """One training stage. `train` holds `transformers.TrainingArguments`, verbatim; the loader
+    checks it with `arguments.check_arguments`."""
+
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    lr: Rates
+    max_length: Count = 512
+    flush_tail: bool = False  # train on an epoch's incomplete last accumulation group too
+    train: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pill_schedule_counts_epochs(self) -> StageConfig:
+        if self.lr.schedule == "pill" and self.train.get("max_steps", -1) > 0:
+            raise ValueError(
+                "lr.schedule: pill counts epochs; set train.num_train_epochs, not max_steps"
+            )
+        return self
+
+
+class EvalConfig(_Strict):
+    """Evaluation after the last stage. Without `data` the last ScienceQA source is evaluated."""
+
+    data: DataSource | None = None
+    split: str = "test"
+    limit: Count | None = None
+    prompt: str | None = None
+    max_length: Count = 512
+    max_new_tokens: Count = 16
+    batch_size: Count = 32
+    baseline: bool = True
+    blank_images: bool = True
+
+
+class LaunchConfig(_Strict):
+    """Processes started through `accelerate launch`; 1 runs in this process."""
+
+    nproc: Count = 1
+    cpu: bool = False
+
+
+class Recipe(_Strict):
+    """A whole run: backbone, method, stages in order, evaluation."""
+
+    model: ModelConfig
+    method: PillMethod
+    out: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: DataConfig = Field(default_factory=DataConfig)
+    stages: Annotated[dict[Literal["align", "instruct"], StageConfig], Field(min_length=1)]
+    eval: EvalConfig | None = Field(default_factory=EvalConfig)
+    launch: LaunchConfig = Field(default_factory=LaunchConfig)
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _null_drops_a_stage(cls, value: Any) -> Any:
+        # `stages.align=null` on the command line is how a stage is left out
+        if isinstance(value, dict):
+            return {name: stage for name, stage in value.items() if stage is not None}
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _align_comes_first(cls, value: dict[str, StageConfig]) -> dict[str, StageConfig]:
+        if list(value) == ["instruct", "align"]:
+            raise ValueError("align must stand before instruct: stages run in file order")
+        return value

@@ -1,0 +1,167 @@
+"""`train(recipe)`: data, backbone, stages in order, evaluation, report. Resumes where it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmadapt.eval import RunResults
+from mmadapt.train.adapters import load_adapter
+from mmadapt.train.build import add_adapter, device, load_backbone, make_backbone, make_data
+from mmadapt.train.checkpoints import write_text_atomic
+from mmadapt.train.config import Recipe
+from mmadapt.train.errors import RunError
+from mmadapt.train.loading import dump_recipe, load_recipe
+from mmadapt.train.manifest import Manifest
+from mmadapt.train.ui import Console
+
+RESOLVED = "recipe.yaml"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """Where a run stands: its directory, and the results and report if it was evaluated."""
+
+    run_dir: Path
+    results: RunResults | None = None
+    report: Path | None = None
+
+
+def train(recipe: Recipe, *, restart: bool = False, console: Console | None = None) -> RunOutcome:
+    """Run a recipe, or go on with it: finished stages are kept, a killed one is resumed.
+
+    The same command after a kill at any moment ends with the same weights, bit for bit, on the
+    same machine and library versions.
+
+    Args:
+        recipe: from `load_recipe` or `check_recipe`.
+        restart: drop every stage of the run directory whose settings differ, and those after it.
+
+    Raises:
+        RunError: the directory holds a stage with other settings (without `restart`).
+        GuardError: training that does not do what the recipe says; see `guards`.
+    """
+    from accelerate import PartialState
+
+    _offer_cpu(recipe)
+    state = PartialState()
+    console = console or Console(quiet=not state.is_main_process)
+    run_dir = Path(recipe.out)
+    if state.is_main_process:
+        if restart:
+            _drop_changed_stages(recipe, run_dir)
+        _check_stages(recipe, Manifest.open(run_dir))
+        make_data(recipe)
+        make_backbone(recipe, console)
+        write_text_atomic(run_dir / RESOLVED, dump_recipe(recipe))
+    state.wait_for_everyone()
+
+    manifest = Manifest.open(run_dir)
+    done = all(manifest.is_done(name) for name in recipe.stages)
+    if done and (recipe.eval is None or manifest.evaluation(recipe)):
+        return _finished(recipe, manifest, console)
+    pretrained = load_backbone(recipe.model)
+    model = add_adapter(pretrained.model, recipe)
+    _train_stages(recipe, model, pretrained, manifest, console)
+    if recipe.eval is None or not state.is_main_process:
+        return RunOutcome(run_dir)
+    return _evaluate(recipe, model, pretrained, manifest, console)
+
+
+def evaluate(
+    run_dir: str | Path, *, overrides: list[str] | None = None, console: Console | None = None
+) -> RunOutcome:
+    """Evaluate a finished run again, with `eval.*` settings changed if asked.
+
+    Raises:
+        RunError: no finished run under that name.
+    """
+    run_dir, console = Path(run_dir), console or Console()
+    if not (run_dir / RESOLVED).exists():
+        raise RunError(f"{run_dir}: no run directory ({RESOLVED} is missing)")
+    recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), f"out={run_dir}"])
+    manifest = Manifest.open(run_dir)
+    _check_stages(recipe, manifest)
+    for name in recipe.stages:
+        if not manifest.is_done(name):
+            raise RunError(f"{run_dir}: stage {name!r} is not finished; run `mmadapt train` first")
+    pretrained = load_backbone(recipe.model)
+    model = add_adapter(pretrained.model, recipe)
+    _train_stages(recipe, model, pretrained, manifest, console)
+    return _evaluate(recipe, model, pretrained, manifest, console)
+
+
+def _train_stages(
+    recipe: Recipe, model: Any, pretrained: Any, manifest: Manifest, console: Console
+) -> None:
+    from mmadapt.peft import set_stage
+    from mmadapt.train.stages import ADAPTER, run_stage
+
+    names = list(recipe.stages)
+    finished = [name for name in names if manifest.is_done(name)]
+    if finished:
+        load_adapter(model, Path(recipe.out) / finished[-1] / ADAPTER)
+        console.say(f"already trained: {', '.join(finished)}")
+    for name in names[len(finished) :]:
+        run_stage(recipe, name, model, pretrained, manifest, console)
+    set_stage(model, names[-1])
+
+
+def _evaluate(
+    recipe: Recipe, model: Any, pretrained: Any, manifest: Manifest, console: Console
+) -> RunOutcome:
+    from mmadapt.train.evaluation import evaluate_run, report, summary
+
+    run_dir = Path(recipe.out)
+    results = evaluate_run(recipe, model.to(device()), pretrained, manifest, console)
+    page = report(results, run_dir)
+    entry = {"summary": summary(results.rows), "report": str(page.relative_to(run_dir))}
+    manifest.finish_evaluation(recipe, entry)
+    return RunOutcome(run_dir, results, page)
+
+
+def _finished(recipe: Recipe, manifest: Manifest, console: Console) -> RunOutcome:
+    run_dir = Path(recipe.out)
+    console.say(f"already finished: {run_dir}")
+    if recipe.eval is None:
+        return RunOutcome(run_dir)
+    results = RunResults.from_json((run_dir / METRICS).read_text(encoding="utf-8"))
+    return RunOutcome(run_dir, results, run_dir / manifest.evaluation(recipe)["report"])
+
+
+def _check_stages(recipe: Recipe, manifest: Manifest) -> None:
+    for name in recipe.stages:
+        manifest.check_stage(recipe, name)
+    stray = [name for name in manifest.stages() if name not in recipe.stages]
+    if stray:
+        raise RunError(
+            f"{manifest.path.parent} holds stage {stray[0]!r}, which the recipe does not have; "
+            "choose another `out` or start over with --restart"
+        )
+
+
+def _drop_changed_stages(recipe: Recipe, run_dir: Path) -> None:
+    """Forget the first stage whose settings differ, and everything after it."""
+    manifest = Manifest.open(run_dir)
+    keep = True
+    for name in list(manifest.stages()):
+        if keep and name in recipe.stages:
+            try:
+                manifest.check_stage(recipe, name)
+            except RunError:
+                keep = False
+        else:
+            keep = False
+        if not keep:
+            manifest.forget_stage(name)
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def _offer_cpu(recipe: Recipe) -> None:
+    if recipe.launch.cpu:
+        # read by accelerate, here and in TrainingArguments; set before the first PartialState
+        os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -1,0 +1,172 @@
+"""`transformers.Trainer` for one stage: rates by component, exact resume, guard rails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from mmadapt.train import checkpoints
+from mmadapt.train.adapters import load_adapter
+from mmadapt.train.callbacks import EpochCallback, StageProgress
+from mmadapt.train.components import Components, judged_for_gradients, parameter_groups
+from mmadapt.train.config import StageConfig
+from mmadapt.train.guards import Guards, image_fraction
+from mmadapt.train.sampler import EpochSampler
+from mmadapt.train.schedule import pill_schedule
+
+FROZEN_TOWERS = ("vision_tower", "qformer")
+
+
+class StageTrainer(Trainer):
+    """Trains the parameters that require gradients now, as the stage's recipe says.
+
+    Args:
+        model: a PeftModel after `mmadapt.peft.set_stage`.
+        args: from `arguments.build_arguments`.
+        name, stage: the stage's name and recipe.
+        components: `mmadapt.peft.components(model)`.
+        dataset: map-style, items are `mmadapt.data.Sample`; `set_epoch` is called if there.
+        collator: list of samples to model inputs.
+        image_token_id: id that marks image positions in `input_ids`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        name: str,
+        stage: StageConfig,
+        components: Components,
+        dataset: Dataset,
+        collator: Callable[[list[Any]], dict[str, torch.Tensor]],
+        image_token_id: int,
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collator)
+        self.stage_name, self.stage, self.components = name, stage, components
+        self.image_token_id = image_token_id
+        samples = args.per_device_train_batch_size * args.world_size
+        self._sampler = EpochSampler(
+            len(dataset),
+            seed=args.seed,
+            multiple=1 if stage.flush_tail else samples * args.gradient_accumulation_steps,
+        )
+        self._micro_batches = len(dataset) // samples
+        self._resting = _frozen_modules(model, components)
+        self._takes_pixels = _base(model).main_input_name == "pixel_values"
+        self._guards = Guards(
+            judged_for_gradients(components, stage=name),
+            stage=name,
+            image_token_id=image_token_id,
+            image_fraction=image_fraction(dataset),
+        )
+        self.add_callback(self._guards)
+        receivers = [r for r in (self._sampler, dataset) if hasattr(r, "set_epoch")]
+        self.add_callback(EpochCallback(*receivers))
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(StageProgress(name))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.components,
+                self.stage.lr,
+                weight_decay=self.args.weight_decay,
+                stage=self.stage_name,
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        if self.stage.lr.schedule != "pill":
+            return super().create_scheduler(num_training_steps, optimizer)
+        accumulation = self.args.gradient_accumulation_steps
+        self.lr_scheduler = pill_schedule(
+            optimizer or self.optimizer,
+            epochs=self.args.num_train_epochs,
+            warmup=self.stage.lr.warmup_epochs,
+            steps_per_epoch=-(-len(self._sampler) // self._samples_per_step()),
+            accumulation=accumulation,
+            micro_batches_per_epoch=self._micro_batches,
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _samples_per_step(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return self._sampler
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        for module in self._resting:
+            module.eval()  # training_step has just called model.train()
+        self._guards.see(inputs)
+        if not self._takes_pixels and not bool((inputs["input_ids"] == self.image_token_id).any()):
+            # LLaVA refuses an image that no token stands for; BLIP-2 cannot run without one
+            inputs.pop("pixel_values", None)
+        return super().compute_loss(model, inputs, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer does, then the marker that makes it resumable, then the old ones go."""
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()  # every rank writes its own random state
+        if self.args.should_save:
+            state = self.state
+            stage_dir = Path(self.args.output_dir)
+            checkpoints.mark_complete(
+                stage_dir / f"checkpoint-{state.global_step}",
+                checkpoints.Marker(
+                    step=state.global_step,
+                    world_size=self.args.world_size,
+                    last=state.global_step >= state.max_steps,
+                ),
+            )
+            checkpoints.prune(stage_dir, keep)
+
+    def restore_state(self, checkpoint: Path) -> None:
+        """Step count and loss history of a checkpoint, for a stage with nothing left to train."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def release(self) -> None:
+        """Drop optimizer and wrappers, so that the next stage starts with a bare model."""
+        self.accelerator.free_memory()
+        self.optimizer = self.lr_scheduler = None
+        self.model_wrapped = self.model
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_adapter(self.model, resume_from_checkpoint)
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _frozen_modules(model: nn.Module, components: Components) -> list[nn.Module]:
+    """Modules of the frozen image encoder. They stay in eval mode: no dropout (PILL section 5)."""
+    frozen = {
+        id(p) for name in FROZEN_TOWERS for _, p in components.get(name, []) if not p.requires_grad
+    }
+    modules = [m for m in model.modules() if any(True for _ in m.parameters())]
+    return [m for m in modules if all(id(p) in frozen for p in m.parameters())]
