@@ -97,7 +97,7 @@ def test_incomplete_checkpoints_are_refused(tiny, tmp_path):
     weights = load_file(file)
     lost = next(key for key in weights if "mmadapt_pill_vision" in key)
     save_file({k: v for k, v in weights.items() if k != lost}, file)
-    with pytest.raises(ValueError, match="1 keys are missing .*mmadapt_pill_vision"):
+    with pytest.raises(ValueError, match=r"1 keys are missing .*mmadapt_pill_vision"):
         PeftModel.from_pretrained(tiny.base("blip2"), tmp_path)
 
 

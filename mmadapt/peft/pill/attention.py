@@ -53,8 +53,8 @@ class PillAttention(PillLayer):
             if config.gate_heads == "q" and self.groups > 1:
                 heads *= self.groups
                 warnings.warn(
-                    f"{self.path}: gate_heads='q' repeats keys and values {self.groups} times, "
-                    "in compute and in the cache",
+                    f"PillConfig.gate_heads='q' repeats keys and values {self.groups} times, in "
+                    "compute and in the cache",
                     stacklevel=2,
                 )
             parts[GATE] = ModalityGate(self.dim, heads, kind=config.gate)
