@@ -9,6 +9,7 @@ from mmadapt.eval.evaluate import (
 from mmadapt.eval.forgetting import TextOnly, probe_text, text_perplexity
 from mmadapt.eval.generation import blank_pixels, generate_answers
 from mmadapt.eval.intervals import mean_interval, wilson_interval
+from mmadapt.eval.report import ReportFiles, Table, format_tables, write_report
 from mmadapt.eval.results import (
     Ablation,
     AblationRow,
@@ -43,18 +44,21 @@ __all__ = [
     "EvalRow",
     "Forgetting",
     "GateProfile",
+    "ReportFiles",
     "RunInfo",
     "RunResults",
     "SampleAnswer",
     "ScienceQAResult",
     "ScienceQATable",
     "StageCurve",
+    "Table",
     "TextOnly",
     "TextProbe",
     "blank_pixels",
     "chance_row",
     "evaluate_scienceqa",
     "extract_answer",
+    "format_tables",
     "generate_answers",
     "has_image",
     "mean_interval",
@@ -64,4 +68,5 @@ __all__ = [
     "scienceqa_table",
     "text_perplexity",
     "wilson_interval",
+    "write_report",
 ]

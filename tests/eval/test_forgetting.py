@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from mmadapt.eval import Accuracy, Forgetting, TextOnly, TextProbe, probe_text, text_perplexity
+from mmadapt.eval import (
+    Accuracy,
+    Forgetting,
+    TextOnly,
+    TextProbe,
+    generate_answers,
+    probe_text,
+    text_perplexity,
+)
 
 
 @pytest.fixture
@@ -69,3 +77,17 @@ def test_deltas():
     change = Forgetting(TextProbe(Accuracy(9, 10), 1.5), TextProbe(Accuracy(8, 10), 2.0))
     assert change.accuracy_delta == pytest.approx(-10)
     assert change.perplexity_delta == 0.5
+
+
+@pytest.mark.gpu
+def test_inputs_follow_the_model_to_its_device(model, toy, prompts, labelled, dataset):
+    tokenizer = toy.Tokenizer()
+    on_cpu = probe_text(model, tokenizer, prompts, labelled, dataset, max_new_tokens=3)
+    on_gpu = probe_text(model.cuda(), tokenizer, prompts, labelled, dataset, max_new_tokens=3)
+    assert on_gpu.accuracy == on_cpu.accuracy
+    assert on_gpu.perplexity == pytest.approx(on_cpu.perplexity, rel=1e-3)
+    seen, blank = (
+        generate_answers(model, tokenizer, prompts, dataset, max_new_tokens=4, blank_images=flag)
+        for flag in (False, True)
+    )
+    assert seen != blank

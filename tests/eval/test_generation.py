@@ -78,14 +78,33 @@ def test_blank_pixels_are_processed_black(prompts):
     assert torch.equal(blank, torch.full_like(pixels, -1))
 
 
-def test_peft_model(toy, prompts, dataset):
+def lora(model):
     peft = pytest.importorskip("peft")
-    plain = generate(toy.blip2(), toy, prompts, dataset)
     config = peft.LoraConfig(target_modules=r".*language_model.*\.v_proj", init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+def pill(model):
+    peft = pytest.importorskip("peft")
+    from mmadapt.peft import PillConfig
+
+    tuned = peft.get_peft_model(model, PillConfig(rank=4, stage="instruct"))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    return tuned
+
+
+@pytest.mark.parametrize("adapt", [lora, pill])
+def test_peft_model(toy, prompts, dataset, adapt):
+    plain = generate(toy.blip2(), toy, prompts, dataset)
     torch.manual_seed(0)
-    model = peft.get_peft_model(toy.blip2(), config)
-    tuned = generate(model, toy, prompts, dataset)
+    model = adapt(toy.blip2())
+    tuned = generate(model, toy, prompts, dataset, batch_size=4)
     assert tuned != plain
+    assert tuned == generate(model, toy, prompts, dataset, batch_size=1)
+    assert tuned == [greedy_by_forward(model, toy, prompts, s, 6) for s in dataset]
     with model.disable_adapter():
         assert generate(model, toy, prompts, dataset) == plain
 
