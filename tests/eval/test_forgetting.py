@@ -80,6 +80,7 @@ def test_deltas():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_inputs_follow_the_model_to_its_device(model, toy, prompts, labelled, dataset):
     tokenizer = toy.Tokenizer()
     on_cpu = probe_text(model, tokenizer, prompts, labelled, dataset, max_new_tokens=3)
