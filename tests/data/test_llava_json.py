@@ -130,7 +130,7 @@ def test_bad_records_name_file_and_record(write, record, message):
         LlavaJson(write(record))
 
 
-@pytest.mark.parametrize("image", ["../chat.json", "/tmp/a.png", "none.png", 7])
+@pytest.mark.parametrize("image", ["../chat.json", "/elsewhere/a.png", "none.png", 7])
 def test_bad_images_name_file_and_record(write, image):
     file = write({"id": "x", "image": image, "conversations": turns("<image>", "A")})
     data = LlavaJson(file)
