@@ -202,7 +202,7 @@ def parameter_rows(manifest: Manifest) -> list[ComponentRow]:
 
 def report(results: RunResults, run_dir: Path) -> Path:
     """Write report.html, the pictures and metrics.json; returns the page's path."""
-    return Path(write_report(results, run_dir))
+    return write_report(run_dir, results).html
 
 
 def summary(rows: list[EvalRow]) -> dict[str, dict[str, float]]:

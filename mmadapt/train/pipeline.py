@@ -134,14 +134,14 @@ def _finished(recipe: Recipe, manifest: Manifest, console: Console) -> RunOutcom
 
 
 def _check_stages(recipe: Recipe, manifest: Manifest) -> None:
-    for name in recipe.stages:
-        manifest.check_stage(recipe, name)
     stray = [name for name in manifest.stages() if name not in recipe.stages]
     if stray:
         raise RunError(
             f"{manifest.path.parent} holds stage {stray[0]!r}, which the recipe does not have; "
             "choose another `out` or start over with --restart"
         )
+    for name in recipe.stages:
+        manifest.check_stage(recipe, name)
 
 
 def _drop_changed_stages(recipe: Recipe, run_dir: Path) -> None:

@@ -48,7 +48,7 @@ def test_overrides_reach_mappings_and_list_items(recipe_file):
             "stages.instruct.data[0].wrong_answers={mode: strictly_wrong, rate: 0.1}",
             "stages.instruct.train.bf16=true",
             "eval=null",
-            "out=elsewhere/${seed}",
+            "out=elsewhere/${method.rank}",
         ],
     )
     assert recipe.method.rank == 8
@@ -58,7 +58,7 @@ def test_overrides_reach_mappings_and_list_items(recipe_file):
     assert recipe.stages["instruct"].data[0].wrong_answers.mode == "strictly_wrong"
     assert recipe.stages["instruct"].train == {"max_steps": 3, "bf16": True}
     assert recipe.eval is None
-    assert recipe.out == "elsewhere/0"
+    assert recipe.out == "elsewhere/8"
 
 
 def test_null_leaves_a_stage_out():
