@@ -92,10 +92,17 @@ def choose(op: str, requested: str | None, tokens: int, *args: object) -> Choice
 
 
 def select(op: str, requested: str | None, tokens: int, *args: object) -> ModuleType:
-    """The module of `choose`."""
-    module = load(_REGISTRY[op][choose(op, requested, tokens, *args).backend])
-    assert isinstance(module, ModuleType)
-    return module
+    """The module of `choose`, without composing the reasons: this runs on every call."""
+    if requested is None and not os.environ.get(ENVIRONMENT_VARIABLE):
+        for name, path in _REGISTRY[op].items():
+            module = load(path)
+            if (
+                isinstance(module, ModuleType)
+                and tokens >= MIN_TOKENS.get((op, name), 0)
+                and module.unsupported(*args) is None
+            ):
+                return module
+    return load(_REGISTRY[op][choose(op, requested, tokens, *args).backend])
 
 
 def _refusal(
