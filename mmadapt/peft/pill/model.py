@@ -106,6 +106,9 @@ class PillModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
             target = layer
         target.update_layer(adapter_name, peft_config)
+        if isinstance(target, PillMlp):
+            # The attention wrapper passes the ids on, even where this adapter has no part in it.
+            parent.self_attn.mmadapt_pill_config.setdefault(adapter_name, peft_config)
 
     def _new_layer(
         self, target: nn.Module, adapter_name: str, parent: nn.Module, key: str
