@@ -118,6 +118,7 @@ class BackwardPass {
     clear(dnorm, s_.dim_columns);
     float *partial = scratch_[partials_] + partials_before(part, 0) * partial_floats();
 
+    const int64_t row_bytes = s_.dim * sizeof(A);
     const int64_t routed = routing_.offsets[s_.experts];
     const Range mine = part_of(0, routed, part, parts_);
     for (int64_t e = 0; e < s_.experts; ++e) {
@@ -130,13 +131,20 @@ class BackwardPass {
           load_row(dy_ + row_at(i + r) * s_.dim, s_.dim, dy, rows_, r);
           if (want_hidden_) load_input(row_at(i + r), n, r);
         }
-        tile_times_panels(rows_, used, s_.dim, 0, s_.rank_columns, dy, up_of(e), h);
+        RowPrefetch<true> result(dx_, row_bytes, routing_, i, dx_ == nullptr ? 0 : used,
+                                 product_count(used, s_.dim, s_.rank_columns));
+        tile_times_panels(rows_, used, s_.dim, 0, s_.rank_columns, dy, up_of(e), h, result);
         differentiate(i, used, h, dz);
+        const int64_t next = i + used, count = min(rows_, end - next);
+        RowPrefetch<false> next_x(x_, row_bytes, routing_, next, count,
+                                  s_.dim / MR * (s_.hidden_columns / NR));
+        RowPrefetch<false> next_dy(dy_, row_bytes, routing_, next, count,
+                                   s_.dim / MR * (s_.rank_columns / NR));
         if (want_hidden_)
-          transposed_tile_times_tile(rows_, used, s_.dim, s_.hidden_columns, n, dz, partial);
+          transposed_tile_times_tile(rows_, used, s_.dim, s_.hidden_columns, n, dz, partial, next_x);
         if (want_up_)
           transposed_tile_times_tile(rows_, used, s_.dim, s_.rank_columns, dy, h,
-                                     partial + s_.height * s_.hidden_columns);
+                                     partial + s_.height * s_.hidden_columns, next_dy);
         if (want_input_) {
           tile_times_panels(rows_, used, s_.hidden_columns, 0, s_.dim, dz, hidden_of(e), dn);
           for (int64_t r = 0; r < used; ++r) finish_row(row_at(i + r), r, dy, dn, dnorm);
@@ -150,7 +158,7 @@ class BackwardPass {
     for (int64_t i = base.begin; i < base.end; ++i) {
       load_row(dy_ + row_at(i) * s_.dim, s_.dim, dy, rows_, 0);
       for_each_vector(dn, rows_, 0, s_.dim,
-                      [](int64_t, float *p, int64_t count) { store_some(p, Vec{}, count); });
+                      [](int64_t, float *p, auto count) { store_some(p, Vec{}, count); });
       finish_row(row_at(i), 0, dy, dn, dnorm);
     }
   }
@@ -188,7 +196,7 @@ class BackwardPass {
                            (p_.residual == MMADAPT_RESIDUAL_NORM && !normed_);
     A *dx = dx_ + row * s_.dim;
     if (!normed_) {
-      for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, int64_t count) {
+      for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, auto count) {
         Vec v = load(p + to_tile);
         if (add_input) v += load(p);
         store_some(dx + i, v, count);
@@ -199,7 +207,7 @@ class BackwardPass {
     const float *weight = scratch_[norm_];
     const Vec rstd = broadcast(g_.rstd[row]);
     Vec dot = {};
-    for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, int64_t count) {
+    for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, auto count) {
       Vec v = load(p + to_tile);
       if (p_.residual == MMADAPT_RESIDUAL_NORM) v += load(p);
       const Vec normalised = load_some(x + i, count) * rstd;
@@ -212,7 +220,7 @@ class BackwardPass {
     });
     if (dx_ == nullptr) return;
     const Vec mean = broadcast(sum(dot) / static_cast<float>(s_.dim));
-    for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, int64_t count) {
+    for_each_vector(dy, rows_, r, s_.dim, [&](int64_t i, float *p, auto count) {
       const Vec normalised = load_some(x + i, count) * rstd;
       Vec v = rstd * (load(p + to_tile) - normalised * mean);
       if (add_input) v += load(p);

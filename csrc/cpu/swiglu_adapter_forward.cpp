@@ -71,11 +71,17 @@ class ForwardPass {
       for (int64_t i = max(mine.begin, routing_.offsets[e]); i < end; i += rows_) {
         const int64_t used = min(rows_, end - i);
         load_rows(i, used, n);
-        tile_times_panels(rows_, used, s_.dim, 0, s_.hidden_columns, n, hidden_of(e), z);
+        const int64_t row_bytes = s_.dim * sizeof(A);
+        tile_times_panels(rows_, used, s_.dim, 0, s_.hidden_columns, n, hidden_of(e), z,
+                          RowPrefetch<true>(y_, row_bytes, routing_, i, used,
+                                            product_count(used, s_.dim, s_.hidden_columns)));
         activate(i, used, z, h);
+        RowPrefetch<false> next(x_, row_bytes, routing_, i + used, min(rows_, end - i - used),
+                                product_count(used, s_.rank, s_.dim));
         for (int64_t block = 0; block < s_.dim; block += BLOCK) {
           const int64_t width = min(BLOCK, s_.dim - block);
-          tile_times_panels(rows_, used, s_.rank, block, block + width, h, up_of(e), out);
+          tile_times_panels(rows_, used, s_.rank, block, block + width, h, up_of(e), out,
+                            next);
           store_block(i, used, block, width, n, out);
         }
       }
@@ -122,21 +128,30 @@ class ForwardPass {
 
   void store_block(int64_t position, int64_t used, int64_t block, int64_t width, float *n,
                    float *out) const {
+    const bool none = p_.residual == MMADAPT_RESIDUAL_NONE;
+    const bool from_tile = p_.residual == MMADAPT_RESIDUAL_NORM || p_.norm_weight == nullptr;
     for (int64_t r = 0; r < used; ++r) {
       const int64_t offset = row_at(position + r) * s_.dim + block;
-      const float *base = at(n, rows_, r, block);
       const float *adapter = at(out, rows_, r, 0);
-      for (int64_t c = 0; c < width; c += VL) {
-        const int64_t count = min(VL, width - c);
-        Vec v = load(adapter + c);
-        if (p_.residual == MMADAPT_RESIDUAL_NORM || p_.norm_weight == nullptr) {
-          if (p_.residual != MMADAPT_RESIDUAL_NONE) v += load(base + c);
-        } else if (p_.residual == MMADAPT_RESIDUAL_INPUT) {
-          v += load_some(x_ + offset + c, count);
-        }
-        store_some(y_ + offset + c, v, count);
-      }
+      if (none)
+        store_sum(adapter, static_cast<const float *>(nullptr), width, y_ + offset);
+      else if (from_tile)
+        store_sum(adapter, at(n, rows_, r, block), width, y_ + offset);
+      else
+        store_sum(adapter, x_ + offset, width, y_ + offset);
     }
+  }
+
+  // y = adapter + base
+  template <class Base>
+  static void store_sum(const float *adapter, const Base *base, int64_t width, A *y) {
+    int64_t c = 0;
+    for (; c + VL <= width; c += VL)
+      store(y + c, base == nullptr ? load(adapter + c) : load(adapter + c) + load(base + c));
+    if (c == width) return;
+    Vec v = load(adapter + c);
+    if (base != nullptr) v += load_head(base + c, width - c);
+    store_head(y + c, v, width - c);
   }
 
   const mmadapt_swiglu_adapter &p_;

@@ -56,11 +56,22 @@ inline void multiply(int64_t depth, const float *a, const float *b, float *c) {
   }
 }
 
+// Number of products (steps of `prefetch`) below.
+inline int64_t product_count(int64_t used, int64_t depth, int64_t columns) {
+  return ceil_div(used, MR) * ceil_div(depth, BLOCK) * ceil_div(columns, NR);
+}
+
+struct NoPrefetch {
+  void step() {}
+};
+
 // out[rows, first..last) = a[rows, depth] panels[depth, first..last), in tiles of `rows` rows of which
 // `used` hold tokens; whole panels are written. Blocks of depth are outermost, so that a panel's block
-// stays in L1 for all row groups.
+// stays in L1 for all row groups. `prefetch` is stepped once per product of MR rows and NR columns.
+template <class Prefetch = NoPrefetch>
 inline void tile_times_panels(int64_t rows, int64_t used, int64_t depth, int64_t first, int64_t last,
-                              float *a, const float *panels, float *out) {
+                              float *a, const float *panels, float *out,
+                              Prefetch &&prefetch = Prefetch()) {
   for (int64_t k = 0; k < depth; k += BLOCK) {
     const int64_t kb = min(BLOCK, depth - k);
     for (int64_t n = first; n < last; n += NR) {
@@ -72,6 +83,7 @@ inline void tile_times_panels(int64_t rows, int64_t used, int64_t depth, int64_t
           multiply<LD, 1, NR, LD, false>(kb, ar, b, c);
         else
           multiply<LD, 1, NR, LD, true>(kb, ar, b, c);
+        prefetch.step();
       }
     }
   }
@@ -79,14 +91,18 @@ inline void tile_times_panels(int64_t rows, int64_t used, int64_t depth, int64_t
 
 // panels[dim, columns] += a[used, dim]^T b[used, columns]: a weight gradient. Panels are
 // round_up(dim, MR) high.
+template <class Prefetch = NoPrefetch>
 inline void transposed_tile_times_tile(int64_t rows, int64_t used, int64_t dim, int64_t columns,
-                                       float *a, float *b, float *panels) {
+                                       float *a, float *b, float *panels,
+                                       Prefetch &&prefetch = Prefetch()) {
   const int64_t height = round_up(dim, MR);
   for (int64_t block = 0; block < dim; block += BLOCK)
     for (int64_t n = 0; n < columns; n += NR)
-      for (int64_t i = block; i < min(block + BLOCK, dim); i += MR)
+      for (int64_t i = block; i < min(block + BLOCK, dim); i += MR) {
         multiply<1, LD, LD, NR, true>(used, at(a, rows, 0, i), at(b, rows, 0, n),
                                       panels + n * height + i * NR);
+        prefetch.step();
+      }
 }
 
 }  // namespace
