@@ -37,6 +37,7 @@ RESERVED = {
     "full_determinism": "set the environment variable CUBLAS_WORKSPACE_CONFIG instead",
     "save_only_model": "without optimizer state a run cannot resume",
     "load_best_model_at_end": "stages end with their last weights",
+    "use_cpu": "use the recipe's `launch.cpu`",
     "dataloader_persistent_workers": "kept workers would not learn of a new epoch",
     "dataloader_drop_last": "use the stage's `flush_tail`",
     "auto_find_batch_size": "a batch size found at run time cannot be resumed exactly",
@@ -111,6 +112,7 @@ def build_arguments(
     output_dir: str,
     learning_rate: float,
     seed: int,
+    use_cpu: bool = False,
     quiet: bool = False,
 ) -> Any:
     """`transformers.TrainingArguments` of a stage: the block over DEFAULTS.
@@ -132,6 +134,7 @@ def build_arguments(
         learning_rate=learning_rate,
         seed=seed,
         data_seed=seed,
+        use_cpu=use_cpu,
         remove_unused_columns=False,
         dataloader_drop_last=False,  # the sampler cuts epochs to whole steps
         **merged,

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mmadapt.train.config import LaunchConfig
 
@@ -19,9 +20,21 @@ def launch_command(launch: LaunchConfig, arguments: Sequence[str]) -> list[str]:
     """The command that runs `mmadapt <arguments>` in `launch.nproc` processes of this machine."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--num_processes", str(launch.nproc), "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--cpu"] if launch.cpu else ["--multi_gpu"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--multi_gpu"]  # starts torchrun, on CPUs too; with --cpu it would want mpirun
     return [*command, "-m", "mmadapt", *arguments]
+
+
+def process_state(launch: LaunchConfig) -> Any:
+    """accelerate's PartialState of this process; CPU processes talk through gloo."""
+    import torch
+    from accelerate import PartialState
+
+    if launch.cpu or not torch.accelerator.is_available():
+        # For the states that Trainer and Accelerator make later on.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        return PartialState(cpu=True)
+    return PartialState()
 
 
 def relaunch(launch: LaunchConfig, arguments: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from mmadapt.train.build import add_adapter, device, load_backbone, make_backbon
 from mmadapt.train.checkpoints import write_text_atomic
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RunError
+from mmadapt.train.launch import process_state
 from mmadapt.train.loading import dump_recipe, load_recipe
 from mmadapt.train.manifest import Manifest
 from mmadapt.train.ui import Console
@@ -45,10 +45,7 @@ def train(recipe: Recipe, *, restart: bool = False, console: Console | None = No
         RunError: the directory holds a stage with other settings (without `restart`).
         GuardError: training that does not do what the recipe says; see `guards`.
     """
-    from accelerate import PartialState
-
-    _offer_cpu(recipe)
-    state = PartialState()
+    state = process_state(recipe.launch)
     console = console or Console(quiet=not state.is_main_process)
     run_dir = Path(recipe.out)
     if state.is_main_process:
@@ -84,6 +81,7 @@ def evaluate(
     if not (run_dir / RESOLVED).exists():
         raise RunError(f"{run_dir}: no run directory ({RESOLVED} is missing)")
     recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), f"out={run_dir}"])
+    process_state(recipe.launch)
     manifest = Manifest.open(run_dir)
     _check_stages(recipe, manifest)
     for name in recipe.stages:
@@ -160,8 +158,3 @@ def _drop_changed_stages(recipe: Recipe, run_dir: Path) -> None:
             manifest.forget_stage(name)
             shutil.rmtree(run_dir / name, ignore_errors=True)
 
-
-def _offer_cpu(recipe: Recipe) -> None:
-    if recipe.launch.cpu:
-        # read by accelerate, here and in TrainingArguments; set before the first PartialState
-        os.environ["ACCELERATE_USE_CPU"] = "true"

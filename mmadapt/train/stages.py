@@ -65,6 +65,7 @@ def run_stage(
         output_dir=str(folder),
         learning_rate=stage.lr.default,
         seed=recipe.seed,
+        use_cpu=state.device.type == "cpu",
         quiet=console.quiet,
     )
     trainer = StageTrainer(

@@ -135,7 +135,6 @@ def recipe_values(backbone: Path, digits: Path, out: Path) -> dict:
         "gradient_accumulation_steps": 2,
         "logging_steps": 1,
         "save_steps": 1,
-        "use_cpu": True,
         "report_to": [],
     }
     return {
@@ -153,6 +152,7 @@ def recipe_values(backbone: Path, digits: Path, out: Path) -> dict:
             },
         },
         "eval": None,
+        "launch": {"cpu": True},
     }
 
 

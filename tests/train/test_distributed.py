@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,6 @@ import torch
 
 from mmadapt.train import load_recipe, train
 from mmadapt.train.ui import Console
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def losses(run_dir, stage):
@@ -35,11 +28,8 @@ def test_two_processes_give_the_loss_of_one(write_recipe, tmp_path, adapter_weig
     ]
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port())]
     result = subprocess.run(
-        [*command, "-m", "mmadapt", "train", str(recipe), *overrides],
+        [sys.executable, "-m", "mmadapt", "train", str(recipe), *overrides, "launch.nproc=2"],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

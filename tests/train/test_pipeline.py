@@ -123,7 +123,6 @@ def test_bf16_checkpointing_and_pill_schedule(write_recipe):
         "per_device_train_batch_size": 2,
         "bf16": True,
         "gradient_checkpointing": True,
-        "use_cpu": True,
         "report_to": [],
         "logging_steps": 1,
     }
