@@ -99,6 +99,16 @@ def test_environment_variable(fast, monkeypatch):
         swiglu_adapter(*CALL)
 
 
+def test_environment_variable_per_contract(fast, monkeypatch):
+    gate = (X, torch.zeros(2), torch.ones(4, dtype=torch.bool))
+    monkeypatch.setenv("MMADAPT_BACKEND", "swiglu_adapter:fast, cp_linear:reference")
+    assert explain(swiglu_adapter, *CALL).requested == "fast"
+    assert explain(modality_gate, *gate).requested is None
+    monkeypatch.setenv("MMADAPT_BACKEND", "softmax:fast")
+    with pytest.raises(BackendError, match="names 'softmax', expected one of swiglu_adapter"):
+        swiglu_adapter(*CALL)
+
+
 def test_availability(fast):
     listed = backends("swiglu_adapter")
     assert listed["fast"] is listed["reference"] is None

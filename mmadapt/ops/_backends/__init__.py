@@ -66,10 +66,11 @@ def backends(op: str) -> dict[str, str | None]:
 def choose(op: str, requested: str | None, tokens: int, *args: object) -> Choice:
     """Pick the backend of one call. `args` are those of the contract's ``unsupported``.
 
-    Order: `requested`, then the environment variable, then the first backend that can serve the
+    Order: `requested`, then MMADAPT_BACKEND (a name for every contract, or ``contract:name`` pairs
+    with commas between them), then the first backend that can serve the
     call and whose measured crossover `tokens` reaches. Raises BackendError if a named one cannot.
     """
-    requested = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    requested = requested or _from_environment(op)
     if requested is not None and requested not in _REGISTRY[op]:
         raise BackendError(
             f"backend {requested!r} does not exist for {op}; it has {', '.join(_REGISTRY[op])}"
@@ -103,6 +104,22 @@ def select(op: str, requested: str | None, tokens: int, *args: object) -> Module
             ):
                 return module
     return load(_REGISTRY[op][choose(op, requested, tokens, *args).backend])
+
+
+def _from_environment(op: str) -> str | None:
+    value = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not value:
+        return None
+    if ":" not in value:
+        return value
+    pairs = [pair.strip().partition(":") for pair in value.split(",")]
+    unknown = [contract for contract, _, _ in pairs if contract not in _REGISTRY]
+    if unknown:
+        raise BackendError(
+            f"{ENVIRONMENT_VARIABLE}={value!r} names {unknown[0]!r}, expected one of "
+            f"{', '.join(_REGISTRY)}"
+        )
+    return {contract: name for contract, _, name in pairs}.get(op)
 
 
 def _refusal(

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 
+def _gathers(selected: Tensor) -> bool:
+    return selected.device.type == "cpu"
+
+
 class Rows:
     """The rows of a [T, ...] tensor where `selected` ([T] bool) holds; None selects all."""
 
     def __init__(self, selected: Tensor | None):
         self._selected = selected
-        gathers = selected is not None and selected.device.type == "cpu"
+        gathers = selected is not None and _gathers(selected)
         self._index = selected.nonzero().squeeze(1) if gathers else None
 
     def take(self, source: Tensor) -> Tensor:
@@ -23,9 +27,7 @@ class Rows:
             return source
         if self._index is not None:
             return source.index_select(0, self._index)
-        return torch.where(
-            self._like(source), source, torch.zeros((), dtype=source.dtype, device=source.device)
-        )
+        return torch.where(self._like(source), source, 0.0)
 
     def put(self, target: Tensor, rows: Tensor) -> None:
         """Write what was computed from `take`d rows back into `target`, in place."""
