@@ -33,7 +33,7 @@ class BackwardPass {
     hidden_ = scratch_.reserve(s_.experts * s_.hidden_columns * s_.dim_columns);
     const int64_t tiles = scratch_.reserve(parts_ * part_floats());
     partials_ = scratch_.reserve(partial_count() * partial_floats());
-    dnorm_ = scratch_.reserve(parts_ * s_.dim_columns);
+    dnorm_ = scratch_.reserve(parts_ * dnorm_floats());
     if (!scratch_.allocate()) return MMADAPT_OUT_OF_MEMORY;
     if (normed_) load_norm_weight(p_, scratch_[norm_]);
 
@@ -114,8 +114,8 @@ class BackwardPass {
     float *dn = n + tile_size(rows_, s_.dim);
     float *dz = dn + tile_size(rows_, s_.dim);
     float *h = dz + tile_size(rows_, s_.hidden_columns);
-    float *dnorm = scratch_[dnorm_] + part * s_.dim_columns;
-    clear(dnorm, s_.dim_columns);
+    float *dnorm = dnorm_of(part);
+    clear(dnorm, dnorm_floats());
     float *partial = scratch_[partials_] + partials_before(part, 0) * partial_floats();
 
     const int64_t row_bytes = s_.dim * sizeof(A);
@@ -148,6 +148,7 @@ class BackwardPass {
         if (want_input_) {
           tile_times_panels(rows_, used, s_.hidden_columns, 0, s_.dim, dz, hidden_of(e), dn);
           for (int64_t r = 0; r < used; ++r) finish_row(row_at(i + r), r, dy, dn, dnorm);
+          fold(dnorm);
         }
       }
       partial += partial_floats();
@@ -160,7 +161,9 @@ class BackwardPass {
       for_each_vector(dn, rows_, 0, s_.dim,
                       [](int64_t, float *p, auto count) { store_some(p, Vec{}, count); });
       finish_row(row_at(i), 0, dy, dn, dnorm);
+      if (i % 64 == 0) fold(dnorm);
     }
+    fold(dnorm);
   }
 
   void load_input(int64_t row, float *n, int64_t r) const {
@@ -237,15 +240,26 @@ class BackwardPass {
       unpack_up(s_, partials_of(0, s_.experts, offset), 0, panel, dup);
   }
 
+  // dnorm is a sum over all tokens, which eager torch adds pairwise: here a few rows are summed in
+  // fp32 and then folded into an fp64 total, [dim_columns] floats further on.
+  int64_t dnorm_floats() const { return round_up(3 * s_.dim_columns, 16); }
+  float *dnorm_of(int64_t part) const { return scratch_[dnorm_] + part * dnorm_floats(); }
+  double *total_of(float *dnorm) const { return reinterpret_cast<double *>(dnorm + s_.dim_columns); }
+  void fold(float *dnorm) const {
+    if (!normed_) return;
+    double *total = total_of(dnorm);
+    for (int64_t i = 0; i < s_.dim; ++i) total[i] += static_cast<double>(dnorm[i]);
+    clear(dnorm, s_.dim_columns);
+  }
+
   void finish_norm() const {
     for (int64_t i = 0; i < s_.dim; ++i) {
-      float total = 0;
-      for (int64_t part = 0; part < parts_; ++part)
-        total += scratch_[dnorm_][part * s_.dim_columns + i];
+      double total = 0;
+      for (int64_t part = 0; part < parts_; ++part) total += total_of(dnorm_of(part))[i];
       if (p_.norm_dtype == MMADAPT_F32)
-        static_cast<float *>(g_.dnorm)[i] = total;
+        static_cast<float *>(g_.dnorm)[i] = static_cast<float>(total);
       else
-        from_float(total, static_cast<bf16 *>(g_.dnorm) + i);
+        from_float(static_cast<float>(total), static_cast<bf16 *>(g_.dnorm) + i);
     }
   }
 
