@@ -33,14 +33,15 @@ def _isolated(implementation: Callable) -> Callable:
     @functools.wraps(implementation)
     def run(*args):
         first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-        device = first.device.type
-        with torch.no_grad(), _autocast_off(device):
+        device_type = first.device.type
+        casts = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(
+            device_type
+        )
+        # Entering the contexts costs microseconds; usually both are off already.
+        if not (casts or torch.is_grad_enabled()):
+            return implementation(*args)
+        off = torch.autocast(device_type, enabled=False) if casts else contextlib.nullcontext()
+        with torch.no_grad(), off:
             return implementation(*args)
 
     return run
-
-
-def _autocast_off(device_type: str):
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
