@@ -97,3 +97,21 @@ def test_autocast(name):
         results = value_and_grads(function, tensors)
     assert results[0].dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in results[1:])
+
+
+def test_more_than_2_31_elements():
+    """Row offsets do not wrap: the last rows equal the same rows computed alone."""
+    tokens, dim = 2**20 + 7, 2049
+    if torch.cuda.get_device_properties(0).total_memory < 80 * 2**30:
+        pytest.skip("needs 80 GiB of device memory")
+    x = torch.randn(tokens, dim, device="cuda", dtype=torch.bfloat16)
+    weights = [
+        torch.randn(s, device="cuda").bfloat16() / 45 for s in ((4, dim), (4, dim), (dim, 4))
+    ]
+    assert x.numel() > 2**31
+    y = swiglu_adapter(x, *weights)
+    torch.testing.assert_close(y[-9:], swiglu_adapter(x[-9:], *weights))
+    mask = torch.ones(tokens, dtype=torch.bool, device="cuda")
+    logits = torch.ones(1, device="cuda")
+    last = modality_gate(x[-9:], logits, mask[-9:])
+    assert torch.equal(modality_gate(x, logits, mask)[-9:], last)

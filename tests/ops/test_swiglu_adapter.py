@@ -49,7 +49,7 @@ def test_gradcheck(swiglu):
     assert torch.autograd.gradcheck(function, operands)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 199])
+@pytest.mark.parametrize("tokens", [0, 1, 199, pytest.param(8192, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dim", "rank"), [(24, 8), (37, 5)])
 @pytest.mark.parametrize(
     ("dtype", "weight_dtype"),
