@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import functools
 import typing
 from typing import Any
@@ -94,11 +95,23 @@ def check_arguments(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, s
             problems[given] = "use_reentrant must stay false: frozen inputs carry no gradient"
         else:
             try:
-                checked[name] = _plain(TypeAdapter(known[name]).validate_python(value))
+                checked[name] = _plain(TypeAdapter(_strict(known[name])).validate_python(value))
             except ValidationError as error:
                 messages = dict.fromkeys(e["msg"] for e in error.errors())
                 problems[given] = f"{'; '.join(messages)} (got {value!r})"
     return checked, problems
+
+
+def _strict(annotation: Any) -> Any:
+    """`SaveStrategy | str` as `SaveStrategy`: TrainingArguments takes no other strings there."""
+    enums = [
+        a for a in typing.get_args(annotation) if isinstance(a, type) and issubclass(a, enum.Enum)
+    ]
+    return enums[0] if enums and not _is_list(annotation) else annotation
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(typing.get_origin(a) is list for a in typing.get_args(annotation))
 
 
 def _plain(value: Any) -> Any:

@@ -81,6 +81,8 @@ def evaluate(
     if not (run_dir / RESOLVED).exists():
         raise RunError(f"{run_dir}: no run directory ({RESOLVED} is missing)")
     recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), f"out={run_dir}"])
+    if recipe.eval is None:
+        raise RunError(f"{run_dir}: the recipe has eval: null; pass eval settings to evaluate it")
     process_state(recipe.launch)
     manifest = Manifest.open(run_dir)
     _check_stages(recipe, manifest)
@@ -157,4 +159,3 @@ def _drop_changed_stages(recipe: Recipe, run_dir: Path) -> None:
         if not keep:
             manifest.forget_stage(name)
             shutil.rmtree(run_dir / name, ignore_errors=True)
-

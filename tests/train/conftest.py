@@ -121,7 +121,7 @@ def digits_dir(tmp_path_factory):
     from mmadapt.data import write_digits_vqa
 
     root = tmp_path_factory.mktemp("data") / "digits"
-    return write_digits_vqa(root, train=40, val=4, test=8, captions=24)
+    return write_digits_vqa(root, train=40, val=4, test=16, captions=24)
 
 
 def recipe_values(backbone: Path, digits: Path, out: Path) -> dict:

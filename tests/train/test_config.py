@@ -82,6 +82,10 @@ def test_null_leaves_a_stage_out():
         ("stages.instruct.train.max_step=3", "stages.instruct.train.max_step: not a field of"),
         ("stages.instruct.train.max_step=3", "did you mean 'max_steps'?"),
         ("stages.instruct.train.bf16=often", "stages.instruct.train.bf16:"),
+        (
+            "stages.instruct.train.save_strategy=rarely",
+            "train.save_strategy: Input should",
+        ),
         ("stages.instruct.train.learning_rate=1", "stages.instruct.train.learning_rate: cannot be"),
         ("stages.instruct.train.output_dir=x", "stages.instruct.train.output_dir: cannot be set"),
         ("stages.instruct.lr.warmup_epochs=1", "warmup_epochs needs schedule: pill"),
