@@ -56,7 +56,7 @@ class ModalityHook:
     Args:
         model: the whole model, read for its token ids and the order of its arguments.
         anchor: returns a scalar zero that depends on the trained projector, or None. Added to the
-            embeddings of a training batch without images, it gives the projector a zero gradient
+            embeddings of a batch without images, it gives the projector a zero gradient
             instead of none, which distributed training needs.
     """
 
@@ -107,7 +107,7 @@ class _WholeModelHook:
         ids = _find(self.shared, inputs)
         if ids is not None:
             kwargs[KEYWORD] = ids
-        if module.training and torch.is_grad_enabled() and inputs.get("pixel_values") is None:
+        if torch.is_grad_enabled() and inputs.get("pixel_values") is None:
             anchor = self.shared.anchor and self.shared.anchor()
             if anchor is not None:
                 kwargs[_ANCHOR] = anchor

@@ -86,6 +86,26 @@ def find_projector(model: nn.Module) -> str | None:
     return paths[0] if paths else None
 
 
+def find_encoders(model: nn.Module) -> list[nn.Module]:
+    """Vision towers, Q-Formers and the like: what is neither language model nor projector."""
+    projector = find_projector(model)
+    kept = [find_language_model(model)[1]]
+    kept += [model.get_submodule(projector)] if projector else []
+    return [] if kept[0] is model else _branches_without(model, {id(module) for module in kept})
+
+
+def _branches_without(module: nn.Module, kept: set[int]) -> list[nn.Module]:
+    branches = []
+    for child in module.children():
+        if id(child) in kept:
+            continue
+        if any(id(inner) in kept for inner in child.modules()):
+            branches += _branches_without(child, kept)
+        else:
+            branches.append(child)
+    return branches
+
+
 def visual_token_ids(model: nn.Module) -> tuple[int, ...]:
     """Ids of the tokens that stand for images or videos, from the model's configuration."""
     config = getattr(model, "config", None)

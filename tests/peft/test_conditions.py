@@ -159,7 +159,17 @@ def test_released_names_round_trip(tiny):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gate": "static"}, {"adapter": "linear"}, {"stage": "align"}]
+    "kind, options",
+    [
+        ("llama", {}),
+        ("blip2", {"stage": "align"}),
+        *(
+            pytest.param(kind, options, marks=pytest.mark.slow)
+            for kind in ("llama", "blip2", "llava")
+            for options in ({}, {"gate": "static"}, {"adapter": "linear"}, {"gate_heads": "q"})
+            if (kind, options) != ("llama", {})
+        ),
+    ],
 )
 def test_compiled_without_graph_breaks(tiny, kind, options):
     model = tiny.pill(kind, **options).train()

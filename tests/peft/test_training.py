@@ -139,6 +139,15 @@ def test_set_stage_names_its_mistakes(tiny):
         set_stage(tiny.base("llama"), "align")
 
 
+def test_frozen_encoders_stay_in_eval_mode(tiny):
+    model = tiny.pill("blip2").train()
+    base = model.get_base_model()
+    assert not any(m.training for m in (*base.qformer.modules(), *base.vision_model.modules()))
+    assert base.language_model.model.layers[0].mlp.training and base.language_projection.training
+    assert torch.equal(*(model(**tiny.batch("blip2")).loss for _ in range(2)))
+    assert not any(module.training for module in model.eval().modules())
+
+
 def test_half_precision_base_keeps_fp32_adapters(tiny, kind):
     base = tiny.base(kind).to(torch.bfloat16)
     model = tiny.pill(kind, base)

@@ -132,7 +132,7 @@ class PillAttention(PillLayer):
             return values
         hidden, ids = args[0], self.slot.modality_ids
         if ids is None:
-            if not (self.training and torch.is_grad_enabled()):
+            if not (torch.is_grad_enabled() and gate.gate.requires_grad):
                 return values
             # Keeps the gate in the graph, with a zero gradient, when no token is visual.
             ids = hidden.new_zeros(hidden.shape[:-1], dtype=torch.int32)

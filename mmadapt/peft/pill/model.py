@@ -16,7 +16,12 @@ from mmadapt.peft.pill.config import PillConfig
 from mmadapt.peft.pill.layer import CANNOT_MERGE, PREFIX, PillLayer
 from mmadapt.peft.pill.mlp import PillMlp
 from mmadapt.peft.pill.projector import PillProjector
-from mmadapt.peft.structure import PROJECTOR_NAMES, find_decoder_stack, find_projector
+from mmadapt.peft.structure import (
+    PROJECTOR_NAMES,
+    find_decoder_stack,
+    find_encoders,
+    find_projector,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,14 @@ class PillModel(BaseTuner):
         projectors = [m for m in model.modules() if isinstance(m, PillProjector)]
         self._plumbing = install_plumbing(model, projectors[0].anchor if projectors else None)
         require_complete_load(model, self.prefix)
+
+    def train(self, mode: bool = True) -> "PillModel":
+        """As `nn.Module.train`, but frozen encoders stay in eval mode: their dropout is off."""
+        super().train(mode)
+        for encoder in find_encoders(self.model):
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
 
     def _prepare_adapter_config(self, peft_config: PillConfig, model_config: Any) -> PillConfig:
         return peft_config  # without target_modules the structure of the model decides
