@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -187,7 +188,6 @@ def _show(outcome: RunOutcome, console: Console | None = None) -> None:
     console = console or Console()
     if outcome.results is not None:
         console.results(outcome.results.rows)
-        console.skills(outcome.results.rows)
         _show_forgetting(outcome, console)
     typer.echo(f"run directory: {outcome.run_dir}")
     if outcome.report is not None:
@@ -208,6 +208,8 @@ def _own_arguments() -> list[str]:
 
 def main() -> None:
     """Entry point: errors a user can act on are one message on stderr, exit code 2."""
+    # PEFT reads a name that transformers has renamed; nothing a user could change
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     try:
         app()
     except Exception as error:

@@ -44,7 +44,7 @@ def make_backbone(recipe: Recipe, console: Console) -> None:
         return
     if recipe.data.root is None:
         raise RecipeError("model.make: digits needs data.root, the scans to pretrain on")
-    from mmadapt.models import make_digits_backbone
+    from mmadapt.train.digits import make_digits_backbone
 
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

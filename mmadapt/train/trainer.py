@@ -24,6 +24,7 @@ from mmadapt.train.adapters import load_adapter
 from mmadapt.train.callbacks import EpochCallback, StageProgress
 from mmadapt.train.components import Components, judged_for_gradients, parameter_groups
 from mmadapt.train.config import StageConfig
+from mmadapt.train.errors import RunError
 from mmadapt.train.guards import Guards, image_fraction
 from mmadapt.train.sampler import EpochSampler
 from mmadapt.train.schedule import pill_schedule
@@ -57,6 +58,11 @@ class StageTrainer(Trainer):
         image_token_id: int,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collator)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RunError(
+                "started under FSDP or DeepSpeed; stages, resuming and evaluation are made for "
+                "DDP: use `accelerate launch --multi_gpu`, or launch.nproc in the recipe"
+            )
         self.stage_name, self.stage, self.components = name, stage, components
         self.image_token_id = image_token_id
         samples = args.per_device_train_batch_size * args.world_size

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mmadapt.eval import EvalRow
+from mmadapt.eval import Accuracy, EvalRow
 from mmadapt.train.components import ComponentCount
 
 
@@ -46,31 +47,29 @@ class Console:
         self._rich.print(table)
 
     def results(self, rows: Sequence[EvalRow]) -> None:
-        """ScienceQA's columns for every evaluated system, in percent."""
+        """ScienceQA's columns and the skills, if the set names any, for every evaluated system.
+
+        Systems stand side by side: nine columns beside a name do not fit into 80 characters.
+        """
         if not rows:
             return
-        table = Table("", title="held-out accuracy (%)")
+        table = _side_by_side("held-out accuracy (%)", rows)
         for column in rows[0].table.columns:
-            table.add_column(column, justify="right")
-        table.add_column("failed", justify="right")
-        for row in rows:
-            cells = [
-                f"{row.table[column]:.2f}" if accuracy.total else "-"
-                for column, accuracy in row.table.columns.items()
-            ]
-            table.add_row(row.name, *cells, str(row.table.failures))
+            table.add_row(column, *(_percent(row.table.columns[column], 2) for row in rows))
+        table.add_row("no answer found", *(str(row.table.failures) for row in rows))
+        table.add_section()
+        for skill in dict.fromkeys(skill for row in rows for skill in row.by_skill):
+            table.add_row(skill, *(_percent(row.by_skill.get(skill), 1) for row in rows))
         self._rich.print(table)
 
-    def skills(self, rows: Sequence[EvalRow]) -> None:
-        """Accuracy by skill, for sets that name skills."""
-        skills = list(dict.fromkeys(skill for row in rows for skill in row.by_skill))
-        if not skills:
-            return
-        table = Table("", title="by skill (%)")
-        for skill in skills:
-            table.add_column(skill, justify="right")
-        for row in rows:
-            found = [row.by_skill.get(skill) for skill in skills]
-            cells = [f"{a.percent:.1f}" if a is not None and a.total else "-" for a in found]
-            table.add_row(row.name, *cells)
-        self._rich.print(table)
+
+def _side_by_side(title: str, rows: Sequence[EvalRow]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_column(row.name, justify="right")
+    return table
+
+
+def _percent(accuracy: Accuracy | None, digits: int) -> str:
+    return f"{accuracy.percent:.{digits}f}" if accuracy is not None and accuracy.total else "-"
