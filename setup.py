@@ -1,7 +1,8 @@
-"""Metadata lives in pyproject.toml; this file maps `kernels/` to `mmadapt.kernels` and drives CMake.
+"""Maps `kernels/` to `mmadapt.kernels` and drives CMake; metadata lives in pyproject.toml.
 
-Environment: MMADAPT_REQUIRE_EXT=1 turns a failed build of `mmadapt._C` into an error (default: the
-package installs as pure Python and `mmadapt.show_config()` says so); MMADAPT_SKIP_EXT=1 does not try.
+Environment: MMADAPT_REQUIRE_EXT=1 turns a failed build of `mmadapt._C` into an error (by default
+the package installs as pure Python and `mmadapt.show_config()` says so). MMADAPT_SKIP_EXT=1 does
+not try.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ def tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configure and build csrc/ once with CMake and ninja, straight to where setuptools wants it."""
+    """Configure and build csrc/ once, straight to where setuptools wants the module."""
 
     def build_extension(self, ext: Extension) -> None:
         if os.environ.get("MMADAPT_SKIP_EXT") == "1":
@@ -74,14 +75,14 @@ class CMakeBuild(build_ext):
             f"-DMMADAPT_OUTPUT_DIR={target.parent}",
             f"-DMMADAPT_OUTPUT_NAME={target.name}",
         ]
-        # A cache made by another Python or another pip build environment points at files that are gone.
+        # A cache made in another pip build environment points at files that are gone.
         (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.run(configure, check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run([cmake, "--build", str(build_dir), "--parallel", jobs], check=True)
 
 
-# `kernels/` has no __init__.py (see mmadapt/kernels/__init__.py), so its packages are listed one by one.
+# `kernels/` itself is no package (see mmadapt/kernels/__init__.py): its packages are listed.
 kernel_packages = find_packages("kernels")
 
 setup(

@@ -1,9 +1,9 @@
 """What differs when mmadapt is imported from a source checkout instead of an installed wheel.
 
-The checkout holds a top-level folder `kernels/`. With the checkout on `sys.path` (`python -m pytest`
-puts it there) `importlib.util.find_spec("kernels")` reports that folder as a namespace package, and
-libraries that probe for Hugging Face's `kernels` distribution this way take it for the real one:
-transformers 5.17 then fails on its missing version, 5.23 imports it before noticing.
+The checkout holds a top-level folder `kernels/`. With the checkout on `sys.path`, as under
+`python -m pytest`, `importlib.util.find_spec("kernels")` reports it as a namespace package.
+Libraries that probe for Hugging Face's distribution `kernels` this way take it for the real one
+(transformers 5.23 notices, after importing it, that it has neither version nor file).
 """
 
 import os
@@ -41,7 +41,7 @@ def _path_hook(path: str) -> _CheckoutFinder:
 
 
 def hide_kernels_folder() -> None:
-    """Make `find_spec("kernels")` ignore the checkout's folder of that name; nothing when installed."""
+    """Make `find_spec("kernels")` ignore the checkout's folder; does nothing when installed."""
     if ROOT is None or _path_hook in sys.path_hooks:
         return
     sys.path_hooks.insert(0, _path_hook)

@@ -14,7 +14,7 @@ from mmadapt._extension import load_extension
 
 
 def show_config(file: TextIO | None = None) -> dict[str, str]:
-    """Print one line per part of the installation to `file` (default stdout); return the same as a dict.
+    """Print one line per part of the installation to `file` (default stdout); return them too.
 
     Keys: mmadapt, python, torch, cuda, triton, extension, and with the extension also compiler,
     openmp, isa (level chosen at run time out of those compiled in).

@@ -1,8 +1,6 @@
 // Sizes derived from a problem, its division among threads, and one block of scratch memory.
 #pragma once
 
-#include <cstdlib>
-
 #include "kernel.h"
 #include "tile.h"
 
@@ -58,12 +56,11 @@ class Scratch {
     return offset;
   }
   bool allocate() {
-    const size_t bytes = static_cast<size_t>(max(floats_, 16)) * sizeof(float);
-    memory_ = static_cast<float *>(std::aligned_alloc(64, bytes));
+    memory_ = mmadapt::acquire_scratch(max(floats_, 16) * static_cast<int64_t>(sizeof(float)));
     return memory_ != nullptr;
   }
   float *operator[](int64_t offset) const { return memory_ + offset; }
-  ~Scratch() { std::free(memory_); }
+  ~Scratch() { mmadapt::release_scratch(); }
 
  private:
   int64_t floats_ = 0;

@@ -73,6 +73,20 @@ class RoutingTable {
   std::vector<int64_t> rows_, offsets_;
 };
 
+constexpr int64_t kKeepBytes = int64_t{64} << 20;
+
+struct ThreadMemory {
+  void *memory = nullptr;
+  int64_t bytes = 0;
+  void resize(int64_t wanted) {
+    std::free(memory);
+    memory = wanted == 0 ? nullptr : std::aligned_alloc(64, wanted);
+    bytes = memory == nullptr ? 0 : wanted;
+  }
+  ~ThreadMemory() { std::free(memory); }
+};
+thread_local ThreadMemory thread_memory;
+
 template <class Function, class Arguments>
 mmadapt_status dispatch(const mmadapt_swiglu_adapter *p, Function *function,
                         const Arguments &arguments) {
@@ -89,6 +103,15 @@ mmadapt_status dispatch(const mmadapt_swiglu_adapter *p, Function *function,
 }
 
 }  // namespace
+
+float *mmadapt::acquire_scratch(int64_t bytes) {
+  if (bytes > thread_memory.bytes) thread_memory.resize((bytes + 63) / 64 * 64);
+  return static_cast<float *>(thread_memory.memory);
+}
+
+void mmadapt::release_scratch() {
+  if (thread_memory.bytes > kKeepBytes) thread_memory.resize(0);
+}
 
 mmadapt_status mmadapt_swiglu_adapter_forward(const mmadapt_swiglu_adapter *problem,
                                               const mmadapt_swiglu_adapter_outputs *outputs) {

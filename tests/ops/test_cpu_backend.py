@@ -15,7 +15,7 @@ extension, reason = load_extension()
 if extension is None:
     pytest.skip(f"mmadapt._C is {reason}", allow_module_level=True)
 
-from mmadapt.ops._backends import cpu
+from mmadapt.ops._backends import cpu  # noqa: E402  (its import fails without mmadapt._C)
 
 pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
