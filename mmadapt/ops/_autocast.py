@@ -8,6 +8,13 @@ return fp32 gradients, without a copy of the weight per call.
 import torch
 from torch import Tensor
 
+# Asked once: Dynamo of torch 2.11 cannot trace `is_autocast_available`.
+AUTOCAST_DEVICES = frozenset(
+    name
+    for name in ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
+    if torch.amp.is_autocast_available(name)
+)
+
 
 def cast_activation(x: Tensor) -> Tensor:
     """`x` in the autocast dtype when autocast is on for its device; fp64 is never cast."""
@@ -24,8 +31,6 @@ def cast_parameter(parameter: Tensor, x: Tensor) -> Tensor:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type):
-        return None
-    if not torch.is_autocast_enabled(device_type):
+    if device_type not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmadapt.ops._autocast import AUTOCAST_DEVICES
+
 _LIBRARY = torch.library.Library("mmadapt", "DEF")
 
 
@@ -34,9 +36,7 @@ def _isolated(implementation: Callable) -> Callable:
     def run(*args):
         first = args[0] if isinstance(args[0], Tensor) else args[0][0]
         device_type = first.device.type
-        casts = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(
-            device_type
-        )
+        casts = device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type)
         # Entering the contexts costs microseconds; usually both are off already.
         if not (casts or torch.is_grad_enabled()):
             return implementation(*args)
