@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from mmadapt.kernels.cp_linear import reference
 from mmadapt.ops import cp_linear, cp_linear_group
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
 DIM_IN, DIM_OUT, RANK = 12, 9, 4
 

@@ -8,7 +8,7 @@ import torch
 from mmadapt.kernels.modality_gate import reference
 from mmadapt.ops import modality_gate, projected_modality_gate
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
 HEADS, SIZE, WIDTH = 3, 4, 10
 DTYPES = [

@@ -8,7 +8,7 @@ from mmadapt.kernels.swiglu_adapter import reference as swiglu_reference
 from mmadapt.ops import modality_gate, projected_modality_gate, swiglu_adapter
 from mmadapt.ops._backends.reference import _rows
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
 
 @pytest.fixture(autouse=True)

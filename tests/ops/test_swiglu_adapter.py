@@ -9,7 +9,7 @@ from mmadapt.kernels.swiglu_adapter import reference
 from mmadapt.ops import swiglu_adapter
 
 RESIDUALS = ("input", "norm", "none")
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
 
 def call(function, operands, expert, residual="input", scale=0.7, **settings):
