@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, once per rank: train the tiny Blip2 in the parallel modes asked for."""
+"""Run by test_distributed.py on every rank: train tiny models in the parallel modes asked for."""
 
 import importlib.util
 import sys

@@ -1,6 +1,5 @@
 """The trainable map from visual features to the language model's width (pill.md 5)."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,6 +7,25 @@ from torch import Tensor, nn
 
 from mmadapt.peft.pill.config import PillConfig
 from mmadapt.peft.pill.layer import PROJECTOR, PillLayer
+
+
+class ParameterCopy(nn.Module):
+    """A trainable copy of a module's parameters, with which that module runs in place of its own.
+
+    The copies have flat names (`linear_1__weight`): PEFT before 0.21 finds the adapter's name in a
+    key only directly in front of the last component.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.names = {name.replace(".", "__"): name for name, _ in source.named_parameters()}
+        for flat, name in self.names.items():
+            parameter = source.get_parameter(name).detach().clone()
+            self.register_parameter(flat, nn.Parameter(parameter))
+
+    def forward(self, source: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        parameters = {name: getattr(self, flat) for flat, name in self.names.items()}
+        return torch.func.functional_call(source, parameters, args, kwargs)
 
 
 class PillProjector(PillLayer):
@@ -30,7 +48,7 @@ class PillProjector(PillLayer):
             projector = nn.Linear(self.in_features, self.dim, bias=False)
             nn.init.normal_(projector.weight, std=0.02)
             return {PROJECTOR: projector}
-        return {PROJECTOR: copy.deepcopy(self.base_layer).requires_grad_(True)}
+        return {PROJECTOR: ParameterCopy(self.base_layer)}
 
     @property
     def in_features(self) -> int:
@@ -48,7 +66,10 @@ class PillProjector(PillLayer):
         if own is None:
             return self.base_layer(features, *args, **kwargs)
         dtype = next(own.parameters()).dtype
-        return own(features.to(dtype), *args, **kwargs).to(features.dtype)
+        inputs = (features.to(dtype), *args)
+        if isinstance(own, ParameterCopy):
+            inputs = (self.base_layer, *inputs)
+        return own(*inputs, **kwargs).to(features.dtype)
 
     def anchor(self) -> Tensor | None:
         """A scalar zero that depends on the trained projector; None if nothing is trained."""
