@@ -162,7 +162,7 @@ def test_released_names_round_trip(tiny):
     "kind, options",
     [
         ("llama", {}),
-        ("blip2", {"stage": "align"}),
+        pytest.param("blip2", {"stage": "align"}, marks=pytest.mark.slow),
         *(
             pytest.param(kind, options, marks=pytest.mark.slow)
             for kind in ("llama", "blip2", "llava")

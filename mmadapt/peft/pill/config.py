@@ -36,6 +36,10 @@ class PillConfig(PeftConfig):
     Q-Formers never are. The frozen model stays as it is: each layer's `self_attn` and `mlp` and the
     projector are wrapped.
 
+    Which tokens are visual is read from `input_ids` and the model's `config.image_token_id`. A bare
+    language model without one is called with `modality_ids` [B, S] (0 text, 1 image); to `generate`
+    with it, set `config.image_token_id` before the adapter is added.
+
     Args:
         rank: width of every adapter.
         gate: what scales the values of image tokens, per head: `"token"`, tanh of a projection of
