@@ -28,7 +28,7 @@ assert where.is_relative_to(Path(sys.argv[1]).resolve()), where
 x, gate, down, up = (torch.randn(s) for s in ((64, 24), (4, 24), (4, 24), (24, 4)))
 y = swiglu_adapter(x, gate, down, up, backend="cpu")
 expected = swiglu_adapter(x.double(), gate.double(), down.double(), up.double())
-torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+assert (y - expected).norm() < 1e-6 * expected.norm()
 """
 
 

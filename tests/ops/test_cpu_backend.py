@@ -152,7 +152,7 @@ def test_only_needed_gradients_and_the_same_bits(needs):
 @pytest.mark.parametrize("norm", [False, True])
 def test_reruns_are_bit_equal(threads, norm):
     threads(2)
-    args = problem(1500, 96, 24, 2, norm=norm)
+    args = problem(2500, 96, 24, 2, norm=norm)
     first = run_cpu(*args, "input")
     for _ in range(10):
         assert all(map(torch.equal, run_cpu(*args, "input"), first))
@@ -160,7 +160,7 @@ def test_reruns_are_bit_equal(threads, norm):
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_any_number_of_threads(threads, count):
-    args = problem(700, 64, 16, 3, shared=True)
+    args = problem(2100, 128, 24, 3, shared=True)
     one = run_cpu(*args, "input")
     threads(count)
     many = run_cpu(*args, "input")
