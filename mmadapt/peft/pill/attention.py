@@ -105,7 +105,8 @@ class PillAttention(PillLayer):
         ids = check_known(modality_ids)
         if ids is not None:
             return ids
-        if self.mmadapt_pill_config[adapter].decode_modality == "image":
+        decoded = self.mmadapt_pill_config[adapter].decode_modality
+        if decoded == "image" and hidden_states.shape[-2] == 1:
             return hidden_states.new_ones(hidden_states.shape[:-1], dtype=torch.int32)
         return None
 
