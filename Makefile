@@ -36,7 +36,7 @@ test-slow: venv
 	$(PYTEST) -m "slow and not gpu"
 
 test-peft: venv
-	$(PYTEST) tests/peft_suite -n 2 -m ""
+	OMP_NUM_THREADS=1 $(PY) tests/peft_suite/run.py -n 2
 
 demo: venv
 	$(VENV)/bin/mmadapt demo
@@ -53,6 +53,6 @@ format: venv
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV)/.installed build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find mmadapt kernels -name '*.so' -delete
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
