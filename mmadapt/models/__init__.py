@@ -1,0 +1,10 @@
+"""Backbones: Hugging Face vision-language models with what is needed to feed them.
+
+>>> from mmadapt.models import load_pretrained
+>>> backbone = load_pretrained("path/to/a/blip2-or-llava")
+>>> backbone.model, backbone.tokenizer, backbone.image_processor
+"""
+
+from mmadapt.models.loading import Pretrained, load_pretrained, num_image_tokens
+
+__all__ = ["Pretrained", "load_pretrained", "num_image_tokens"]

@@ -1,0 +1,78 @@
+"""Load a vision-language backbone with its tokenizer and image processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone and how to feed it.
+
+    `image_token_id` is the placeholder id that the model replaces by image features, and
+    `num_image_tokens` the number of placeholders of one image.
+    """
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    image_token_id: int
+    num_image_tokens: int
+
+
+def load_pretrained(
+    name: str, *, dtype: str = "float32", attn_implementation: str = "sdpa"
+) -> Pretrained:
+    """The backbone saved in folder `name` or published under that hub id.
+
+    Any model of transformers' image-text-to-text family whose config tells the number of
+    placeholders of an image: BLIP-2 and LLaVA are supported. The model is returned in eval mode.
+
+    Raises:
+        ValueError: unknown dtype; a model family without placeholders; no image token.
+        OSError: nothing to load under `name`.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers import AutoModelForImageTextToText as AutoModel
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected one of {sorted(_DTYPES)}, got {dtype!r}")
+    config = AutoConfig.from_pretrained(name)
+    image_tokens = num_image_tokens(config)
+    image_token_id = getattr(config, "image_token_id", None)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if image_token_id is None or image_token_id >= len(tokenizer):
+        raise ValueError(
+            f"name: {name!r} has image token id {image_token_id}, and a tokenizer of "
+            f"{len(tokenizer)} entries; save both with an image placeholder token"
+        )
+    model = AutoModel.from_pretrained(
+        name, dtype=_DTYPES[dtype], attn_implementation=attn_implementation
+    )
+    return Pretrained(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        image_processor=AutoImageProcessor.from_pretrained(name),
+        image_token_id=image_token_id,
+        num_image_tokens=image_tokens,
+    )
+
+
+def num_image_tokens(config: Any) -> int:
+    """Placeholders of one image: BLIP-2's queries, or LLaVA's patches (plus CLS if it is kept).
+
+    Raises:
+        ValueError: another model family.
+    """
+    if config.model_type == "blip-2":
+        return config.num_query_tokens
+    if config.model_type == "llava":
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return patches + (config.vision_feature_select_strategy == "full")
+    raise ValueError(f"config: expected model_type 'blip-2' or 'llava', got {config.model_type!r}")
