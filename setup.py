@@ -86,12 +86,19 @@ class CMakeBuild(build_ext):
 kernel_packages = find_packages("kernels")
 
 setup(
-    packages=find_packages(include=["mmadapt", "mmadapt.*"])
-    + [f"mmadapt.kernels.{name}" for name in kernel_packages],
+    packages=[
+        *find_packages(include=["mmadapt", "mmadapt.*"]),
+        *(f"mmadapt.kernels.{name}" for name in kernel_packages),
+        "mmadapt.recipes",
+    ],
     package_dir={
-        f"mmadapt.kernels.{name}": f"kernels/{name.replace('.', '/')}" for name in kernel_packages
+        **{
+            f"mmadapt.kernels.{name}": f"kernels/{name.replace('.', '/')}"
+            for name in kernel_packages
+        },
+        "mmadapt.recipes": "recipes",
     },
-    package_data={"mmadapt": ["**/*.yaml", "**/*.html", "**/*.j2", "py.typed"]},
+    package_data={"mmadapt": ["**/*.html", "py.typed"], "mmadapt.recipes": ["*.yaml"]},
     # optional: setuptools then tolerates that nothing was built.
     ext_modules=[Extension("mmadapt._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},

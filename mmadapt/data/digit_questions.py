@@ -50,19 +50,17 @@ def _other_digits(digit: int, count: int, rng: random.Random) -> list[str]:
 
 
 def _sum_choices(total: int, rng: random.Random) -> list[str]:
-    # Wrong totals are sums of random digits too: offsets from the true total would let a
+    # The wrong total is a sum of random digits too: an offset from the true one would let a
     # blind model prefer the middle of 0..18, where sums are most frequent.
-    totals = [total]
-    while len(totals) < 4:
+    other = total
+    while other == total:
         other = rng.randrange(10) + rng.randrange(10)
-        if other not in totals:
-            totals.append(other)
-    return [str(t) for t in totals]
+    return [str(total), str(other)]
 
 
 def _which_digit(digits, rng):
     (d,) = digits
-    choices = [str(d), *_other_digits(d, 4, rng)]
+    choices = [str(d), *_other_digits(d, 3, rng)]
     return "Which digit does the scan show?", choices, f"The scan shows {d}."
 
 
@@ -91,7 +89,8 @@ def _compare_scans(digits, rng):
     choices = ["the first scan", "the second scan"]
     if b > a:
         choices.reverse()
-    solution = f"The scans show {a} and {b}. {max(a, b)} is larger than {min(a, b)}."
+    verdict = f"{max(a, b)} is larger than {min(a, b)}. It is in {choices[0]}."
+    solution = f"The scans show {a} and {b}. {verdict}"
     return "Which scan shows the larger digit?", choices, solution
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 import mmadapt
 from mmadapt.ops import swiglu_adapter
+from mmadapt.train.recipes import shipped
 
+assert "pill_digits" in shipped()
 config = mmadapt.show_config()
 assert config["extension"] == "built", config
 where = Path(mmadapt.__file__).resolve()
@@ -37,12 +39,11 @@ def sources(tmp_path):
     """A copy of what a clone holds, so that builds do not touch this checkout."""
     copy = tmp_path / "clone"
     copy.mkdir()
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "MANIFEST.in", "LICENSE"):
+    files = ("pyproject.toml", "setup.py", "CMakeLists.txt", "MANIFEST.in", "LICENSE", "README.md")
+    for name in files:
         shutil.copy(ROOT / name, copy)
-    if (ROOT / "README.md").exists():
-        shutil.copy(ROOT / "README.md", copy)
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("mmadapt", "kernels", "csrc"):
+    for name in ("mmadapt", "kernels", "csrc", "recipes"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     return copy
 

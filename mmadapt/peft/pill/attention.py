@@ -1,4 +1,4 @@
-"""Attention with PILL's adapter in front and its gate on the values (pill.md 2.2, 2.3)."""
+"""Attention with PILL's adapter in front and its gate on the values (docs/pill.md)."""
 
 import warnings
 from typing import Any

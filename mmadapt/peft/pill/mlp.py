@@ -1,4 +1,4 @@
-"""The FFN with PILL's modality experts in front (MoMAE; pill.md 2.2, 2.4)."""
+"""The FFN with PILL's modality experts in front (MoMAE; docs/pill.md)."""
 
 from typing import Any
 

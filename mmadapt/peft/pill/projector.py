@@ -1,4 +1,4 @@
-"""The trainable map from visual features to the language model's width (pill.md 5)."""
+"""The trainable map from visual features to the language model's width (docs/pill.md)."""
 
 from typing import Any
 

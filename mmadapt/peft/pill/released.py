@@ -1,4 +1,4 @@
-"""Parameter names of the authors' released PILL checkpoints (pill.md 4), both ways."""
+"""Parameter names of the authors' released PILL checkpoints, both ways."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Switch a PILL adapter between its two training stages (pill.md 2.4, 4)."""
+"""Switch a PILL adapter between its two training stages (docs/pill.md)."""
 
 import copy
 

@@ -16,7 +16,7 @@ from mmadapt.data.prompts import answer_text, question_body
 from mmadapt.data.sample import text_part
 from mmadapt.data.template import PillTemplate
 
-SYSTEM = "Answer the question about the image."
+SYSTEM = ""
 PROMPT = "QCM-EA"
 """The explanation comes before the letter, so a small model can calculate in steps."""
 

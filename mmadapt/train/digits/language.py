@@ -28,7 +28,7 @@ class LanguageSettings:
     intermediate_size: int = 256
     num_layers: int = 3
     num_heads: int = 8
-    steps: int = 1100
+    steps: int = 900
     batch_size: int = 64
     corpus_size: int = 24_000
     matrix_lr: float = 2e-3

@@ -24,7 +24,7 @@ class VisionSettings:
     num_heads: int = 4
     patch_size: int = 8
     num_queries: int = 4
-    epochs: int = 25
+    epochs: int = 22
     batch_size: int = 32
     lr: float = 1.5e-3
     distortion: float = 0.7
