@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -135,7 +136,7 @@ def env() -> None:
 
     for name, version in versions().items():
         typer.echo(f"{name:16}{version}")
-    typer.echo(str(mmadapt.show_config()))
+    mmadapt.show_config()
 
 
 @app.command()
@@ -151,7 +152,7 @@ def demo(
 
     changes = list(overrides or [])
     if out is not None:
-        changes.append(f"out={out}")
+        changes.append(f"out={json.dumps(str(out))}")  # `--out 2025` is a name
     loaded = _load("pill_digits", changes, None)
     outcome = _run(loaded)
     if ablations:

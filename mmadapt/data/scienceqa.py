@@ -86,7 +86,7 @@ class ScienceQA(Dataset[Sample]):
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": [text_part(self.system)]})
-        body = question_body(problem, self.prompt, self._captions.get(pid, ""))
+        body = question_body(problem, self.prompt, self._caption(pid))
         images = [image_part(path) for path in self._image_paths(pid, problem)]
         head = [text_part("Image:"), *images] if images else [text_part("Image:N/A")]
         messages.append({"role": "user", "content": [*head, text_part(f".\n{body}")]})
@@ -125,6 +125,14 @@ class ScienceQA(Dataset[Sample]):
         if not isinstance(captions, dict):
             raise DataError(f"{file}: expected an object under the key 'captions'")
         return captions
+
+    def _caption(self, pid: str) -> str:
+        caption = self._captions.get(pid, "")
+        if not isinstance(caption, str):
+            raise DataError.at(
+                self.root / "captions.json", pid, f"expected a string, got {caption!r}"
+            )
+        return caption
 
     def _checked(self, pid: str, problem: Any) -> dict[str, Any]:
         """`problem` if a sample can be made of it."""

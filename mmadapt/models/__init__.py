@@ -5,6 +5,6 @@
 >>> backbone.model, backbone.tokenizer, backbone.image_processor
 """
 
-from mmadapt.models.loading import Pretrained, load_pretrained, num_image_tokens
+from mmadapt.models.loading import IMAGE_STATISTICS, Pretrained, load_pretrained, num_image_tokens
 
-__all__ = ["Pretrained", "load_pretrained", "num_image_tokens"]
+__all__ = ["IMAGE_STATISTICS", "Pretrained", "load_pretrained", "num_image_tokens"]

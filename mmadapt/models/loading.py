@@ -9,6 +9,12 @@ import torch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+IMAGE_STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and standard deviation of the three channels, for pixels in 0..1."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -26,15 +32,21 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str, *, dtype: str = "float32", attn_implementation: str = "sdpa"
+    name: str,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    image_statistics: str | None = None,
 ) -> Pretrained:
     """The backbone saved in folder `name` or published under that hub id.
 
     Any model of transformers' image-text-to-text family whose config tells the number of
     placeholders of an image: BLIP-2 and LLaVA are supported. The model is returned in eval mode.
+    `image_statistics` ("imagenet" or "clip") replaces the mean and deviation that pixels are
+    normalised with; released PILL feeds ImageNet's to a BLIP-2 that learnt with CLIP's.
 
     Raises:
-        ValueError: unknown dtype; a model family without placeholders; no image token.
+        ValueError: unknown dtype or statistics; a family without placeholders; no image token.
         OSError: nothing to load under `name`.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
@@ -42,6 +54,11 @@ def load_pretrained(
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {sorted(_DTYPES)}, got {dtype!r}")
+    if image_statistics not in (None, *IMAGE_STATISTICS):
+        raise ValueError(
+            f"image_statistics: expected one of {sorted(IMAGE_STATISTICS)} or None, got "
+            f"{image_statistics!r}"
+        )
     config = AutoConfig.from_pretrained(name)
     image_tokens = num_image_tokens(config)
     image_token_id = getattr(config, "image_token_id", None)
@@ -54,10 +71,14 @@ def load_pretrained(
     model = AutoModel.from_pretrained(
         name, dtype=_DTYPES[dtype], attn_implementation=attn_implementation
     )
+    image_processor = AutoImageProcessor.from_pretrained(name)
+    if image_statistics is not None:
+        mean, std = IMAGE_STATISTICS[image_statistics]
+        image_processor.image_mean, image_processor.image_std = list(mean), list(std)
     return Pretrained(
         model=model.eval(),
         tokenizer=tokenizer,
-        image_processor=AutoImageProcessor.from_pretrained(name),
+        image_processor=image_processor,
         image_token_id=image_token_id,
         num_image_tokens=image_tokens,
     )

@@ -189,6 +189,8 @@ def _expert_argument(
     check.check_integer("expert", expert)
     check.check_shape("expert", expert, tuple(lead), "x.shape[:-1]")
     check.check_device("expert", expert, "x", x)
+    if expert.dtype == torch.int64:  # what does not fit into int32 must not wrap into range
+        expert = expert.clamp(-2, num_experts)
     return expert.reshape(math.prod(lead)).to(torch.int32).contiguous()
 
 

@@ -67,6 +67,8 @@ def run_ablations(
 
     Each run has its own directory under `<out>/ablations` and resumes like any other.
     """
+    if recipe.launch.nproc > 1:
+        raise RecipeError("launch.nproc: ablations run in one process, set it to 1")
     if base.results is None:
         raise RunError("ablations need a base run that was evaluated (eval must not be null)")
     if "align" not in recipe.stages or "instruct" not in recipe.stages:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-# PILL section 8: AdamW betas and decay, no clipping, cosine. The rest makes runs repeatable.
+# PILL's released trainer: AdamW betas and decay, no clipping, cosine. The rest makes runs
+# repeatable.
 DEFAULTS: dict[str, Any] = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.95,
@@ -47,6 +48,9 @@ RESERVED = {
     "deepspeed": "the trainer runs under DDP",
     "fsdp": "the trainer runs under DDP",
     "fsdp_config": "the trainer runs under DDP",
+    "eval_strategy": "stages are evaluated at the end: see the recipe's `eval`",
+    "do_eval": "stages are evaluated at the end: see the recipe's `eval`",
+    "eval_on_start": "stages are evaluated at the end: see the recipe's `eval`",
     "push_to_hub": "publish the adapter folder with `huggingface-cli upload`",
 }
 

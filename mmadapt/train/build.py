@@ -90,7 +90,12 @@ def load_backbone(model: ModelConfig) -> Any:
     from mmadapt.models import load_pretrained
 
     try:
-        return load_pretrained(model.name, dtype=model.dtype, attn_implementation=model.attn)
+        return load_pretrained(
+            model.name,
+            dtype=model.dtype,
+            attn_implementation=model.attn,
+            image_statistics=model.image_statistics,
+        )
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.name: cannot load {model.name!r}: {error}") from error
 
@@ -112,7 +117,11 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     from transformers import set_seed
 
     set_seed(recipe.seed)
-    return get_peft_model(model, pill_config(recipe.method, stage=next(iter(recipe.stages))))
+    config = pill_config(recipe.method, stage=next(iter(recipe.stages)))
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"method: {error}") from error
 
 
 def load_source(source: DataSource, *, seed: int, where: str) -> Any:

@@ -96,7 +96,7 @@ def latest(stage_dir: Path, *, world_size: int) -> tuple[Path, Marker] | None:
         if marker.world_size != world_size:
             raise RunError(
                 f"{path} was written by {marker.world_size} processes, this run has {world_size}; "
-                f"start it with {marker.world_size} or restart the stage"
+                f"start it with {marker.world_size} or choose another `out`"
             )
         return path, marker
     return None

@@ -78,7 +78,7 @@ def judged_for_gradients(components: Components, *, stage: str) -> Components:
     """The trainable tensors among which every component must show a gradient.
 
     In `instruct` nothing reads the image rows after the last layer, so the vision expert there
-    has a gradient of exactly zero (PILL section 2.4) and is left out.
+    has a gradient of exactly zero (docs/pill.md) and is left out.
     """
     chosen = trainable(components)
     vision = chosen.get("vision_expert", [])

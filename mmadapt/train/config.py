@@ -11,19 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-COMPONENTS = (
-    "projector",
-    "vision_expert",
-    "text_expert",
-    "shared_expert",
-    "attention_adapter",
-    "gate",
-    "vision_tower",
-    "qformer",
-    "language_model",
-    "lm_head",
-)
-
 STAGES = ("align", "instruct")
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -42,6 +29,7 @@ class ModelConfig(_Strict):
     make: Literal["digits"] | None = None
     make_args: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_statistics: Literal["imagenet", "clip"] | None = None  # null: the checkpoint's own
     attn: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
 
     @model_validator(mode="after")
@@ -69,7 +57,7 @@ class PillMethod(_Strict):
 
 
 class WrongAnswers(_Strict):
-    """Wrong-answer augmentation of the training texts (PILL section 7 variants)."""
+    """Wrong-answer augmentation of the training texts (docs/pill.md)."""
 
     mode: Literal["uniform_all", "strictly_wrong"] = "uniform_all"
     rate: Rate = 0.0
@@ -130,9 +118,12 @@ class Rates(_Strict):
         return self
 
     def of(self, component: str) -> float:
-        """Learning rate of a component (a name out of COMPONENTS)."""
+        """Learning rate of a component (a key of `mmadapt.peft.components`)."""
         rate = getattr(self, component, None)
         return self.default if rate is None else rate
+
+
+_HF_SCHEDULE = {"lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"}
 
 
 class StageConfig(_Strict):
@@ -151,6 +142,9 @@ class StageConfig(_Strict):
             raise ValueError(
                 "lr.schedule: pill counts epochs; set train.num_train_epochs, not max_steps"
             )
+        idle = _HF_SCHEDULE & self.train.keys()
+        if self.lr.schedule == "pill" and idle:
+            raise ValueError(f"lr.schedule: pill does not read train.{sorted(idle)[0]}")
         return self
 
 
@@ -164,6 +158,8 @@ class EvalConfig(_Strict):
     max_length: Count = 512
     max_new_tokens: Count = 16
     batch_size: Count = 32
+    failures: Literal["wrong", "random"] = "wrong"  # answers without a letter
+    expected_count: Count | None = None  # 4241 for ScienceQA's test split
     baseline: bool = True
     blank_images: bool = True
 

@@ -23,8 +23,8 @@ from mmadapt.eval import (
     sample_answers,
     write_report,
 )
-from mmadapt.eval.results import SampleAnswer
 from mmadapt.train.build import collator, load_source
+from mmadapt.train.build import device as current_device
 from mmadapt.train.config import DataSource, EvalConfig, Recipe
 from mmadapt.train.errors import RecipeError
 from mmadapt.train.manifest import Manifest
@@ -38,20 +38,27 @@ def evaluation_source(recipe: Recipe) -> DataSource:
     """What is evaluated: `eval.data`, or the last ScienceQA source with `eval.split`.
 
     Raises:
-        RecipeError: neither is there.
+        RecipeError: neither is there, or not a ScienceQA source.
     """
     config = _config(recipe)
+    changes: dict[str, Any] = {}
+    if config.limit is not None:
+        changes["limit"] = config.limit
+    if config.prompt is not None:
+        changes["prompt"] = config.prompt
     if config.data is not None:
-        return config.data
+        if config.data.reader != "scienceqa":
+            raise RecipeError(
+                f"eval.data.reader: the scorer needs scienceqa, got {config.data.reader!r}"
+            )
+        return DataSource.model_validate(config.data.model_dump() | changes)
     sources = [s for stage in recipe.stages.values() for s in stage.data if s.reader == "scienceqa"]
     if not sources:
         raise RecipeError(
             "eval.data: missing, and no stage reads a scienceqa source to take it from; name one "
             "or set eval=null"
         )
-    changes = {"split": config.split, "limit": config.limit, "wrong_answers": {}}
-    if config.prompt is not None:
-        changes["prompt"] = config.prompt
+    changes = {"split": config.split, "limit": None, "wrong_answers": {}} | changes
     return DataSource.model_validate(sources[-1].model_dump() | changes)
 
 
@@ -79,6 +86,9 @@ def evaluate_run(
                 dataset,
                 batch_size=config.batch_size,
                 max_new_tokens=config.max_new_tokens,
+                failures=config.failures,
+                seed=recipe.seed,
+                expected_count=config.expected_count,
                 progress=progress,
                 **options,
             )
@@ -97,12 +107,8 @@ def evaluate_run(
         gate=_gate_profile(model, labelled, dataset, config),
         forgetting=_forgetting(model, pretrained, prompts, labelled, dataset, config, console),
         parameters=parameter_rows(manifest),
-        samples=_gallery(dataset, tuned, blanked, seed=recipe.seed),
+        samples=sample_answers(dataset, tuned, blanked=blanked, seed=recipe.seed),
     )
-
-
-def _gallery(dataset: Any, tuned: Any, blanked: Any, *, seed: int) -> list[SampleAnswer]:
-    return sample_answers(dataset, tuned, blanked=blanked, seed=seed)
 
 
 def _forgetting(
@@ -167,7 +173,7 @@ def run_info(recipe: Recipe, manifest: Manifest) -> RunInfo:
         for name, entry in manifest.stages().items()
         if entry["status"] == "done"
     }
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if current_device().type == "cuda" else "CPU"
     return RunInfo(
         title=f"{recipe.method.type} on {Path(recipe.model.name).name}",
         seed=recipe.seed,

@@ -46,7 +46,7 @@ class Guards(TrainerCallback):
 
     Gradients are judged per component at the first optimizer step whose batches hold what the
     component needs: single tensors may be zero there, as zero-initialised up-projections leave
-    the down-projections without a gradient at the start (PILL 12.6).
+    the down-projections without a gradient at the start.
     """
 
     def __init__(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmadapt.eval import RunResults
 from mmadapt.train.adapters import load_adapter
-from mmadapt.train.build import add_adapter, device, load_backbone, make_backbone, make_data
+from mmadapt.train.build import (
+    add_adapter,
+    device,
+    load_backbone,
+    load_source,
+    make_backbone,
+    make_data,
+)
 from mmadapt.train.checkpoints import write_text_atomic
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RunError
+from mmadapt.train.evaluation import evaluate_run, evaluation_source, report, summary
 from mmadapt.train.launch import process_state
 from mmadapt.train.loading import dump_recipe, load_recipe
 from mmadapt.train.manifest import Manifest
@@ -52,7 +61,10 @@ def train(recipe: Recipe, *, restart: bool = False, console: Console | None = No
         if restart:
             _drop_changed_stages(recipe, run_dir)
         _check_stages(recipe, Manifest.open(run_dir))
+        _check_processes(Manifest.open(run_dir), state.num_processes)
         make_data(recipe)
+        if recipe.eval is not None:  # what could not be evaluated must not be trained first
+            load_source(evaluation_source(recipe), seed=recipe.seed, where="eval.data")
         make_backbone(recipe, console)
         write_text_atomic(run_dir / RESOLVED, dump_recipe(recipe))
     state.wait_for_everyone()
@@ -80,7 +92,8 @@ def evaluate(
     run_dir, console = Path(run_dir), console or Console()
     if not (run_dir / RESOLVED).exists():
         raise RunError(f"{run_dir}: no run directory ({RESOLVED} is missing)")
-    recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), f"out={run_dir}"])
+    place = f"out={json.dumps(str(run_dir))}"  # quoted: a folder called 2025 is a name
+    recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), place])
     if recipe.eval is None:
         raise RunError(f"{run_dir}: the recipe has eval: null; pass eval settings to evaluate it")
     process_state(recipe.launch)
@@ -114,10 +127,12 @@ def _train_stages(
 def _evaluate(
     recipe: Recipe, model: Any, pretrained: Any, manifest: Manifest, console: Console
 ) -> RunOutcome:
-    from mmadapt.train.evaluation import evaluate_run, report, summary
-
     run_dir = Path(recipe.out)
     results = evaluate_run(recipe, model.to(device()), pretrained, manifest, console)
+    metrics = run_dir / METRICS
+    if metrics.exists():  # ablations are runs of their own: evaluating this one keeps their rows
+        earlier = RunResults.from_json(metrics.read_text(encoding="utf-8"))
+        results = replace(results, ablation=earlier.ablation)
     page = report(results, run_dir)
     entry = {"summary": summary(results.rows), "report": str(page.relative_to(run_dir))}
     manifest.finish_evaluation(recipe, entry)
@@ -142,6 +157,16 @@ def _check_stages(recipe: Recipe, manifest: Manifest) -> None:
         )
     for name in recipe.stages:
         manifest.check_stage(recipe, name)
+
+
+def _check_processes(manifest: Manifest, processes: int) -> None:
+    """The global batch depends on it, and so do the weights."""
+    for name, entry in manifest.stages().items():
+        if entry.get("processes", processes) != processes:
+            raise RunError(
+                f"stage {name!r} was trained by {entry['processes']} processes, this run has "
+                f"{processes}; start it with {entry['processes']} or choose another `out`"
+            )
 
 
 def _drop_changed_stages(recipe: Recipe, run_dir: Path) -> None:

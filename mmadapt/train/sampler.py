@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from mmadapt.train.errors import RecipeError
+
 
 class EpochSampler(Sampler[int]):
     """A permutation of `range(length)` per epoch, cut to a whole number of optimizer steps.
@@ -23,7 +25,7 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, length: int, *, seed: int, multiple: int = 1) -> None:
         if length < multiple:
-            raise ValueError(
+            raise RecipeError(
                 f"training data: got {length} samples, expected at least {multiple}, the samples "
                 "of one optimizer step (per-device batch x accumulation x processes)"
             )

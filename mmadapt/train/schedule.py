@@ -1,4 +1,4 @@
-"""PILL's learning-rate schedule (section 8 of its released training code)."""
+"""PILL's learning-rate schedule (its released training code)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from mmadapt.train.errors import RecipeError
 
 
 def pill_lr(t: float, *, lr: float, warmup: float, epochs: float, min_lr: float = 0.0) -> float:
@@ -35,7 +37,7 @@ def pill_schedule(
     released code does; so t jumps a little at each epoch's end.
     """
     if warmup >= epochs:
-        raise ValueError(f"warmup: got {warmup} epochs, expected less than epochs={epochs}")
+        raise RecipeError(f"lr.warmup_epochs: got {warmup}, expected less than epochs={epochs}")
 
     def factor(step: int) -> float:
         epoch, k = divmod(step, steps_per_epoch)

@@ -29,8 +29,6 @@ from mmadapt.train.guards import Guards, image_fraction
 from mmadapt.train.sampler import EpochSampler
 from mmadapt.train.schedule import pill_schedule
 
-FROZEN_TOWERS = ("vision_tower", "qformer")
-
 
 class StageTrainer(Trainer):
     """Trains the parameters that require gradients now, as the stage's recipe says.
@@ -71,8 +69,7 @@ class StageTrainer(Trainer):
             seed=args.seed,
             multiple=1 if stage.flush_tail else samples * args.gradient_accumulation_steps,
         )
-        self._micro_batches = len(dataset) // samples
-        self._resting = _frozen_modules(model, components)
+        self._micro_batches = max(1, len(dataset) // samples)
         self._takes_pixels = _base(model).main_input_name == "pixel_values"
         self._guards = Guards(
             judged_for_gradients(components, stage=name),
@@ -122,8 +119,6 @@ class StageTrainer(Trainer):
         return self._sampler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        for module in self._resting:
-            module.eval()  # training_step has just called model.train()
         self._guards.see(inputs)
         if not self._takes_pixels and not bool((inputs["input_ids"] == self.image_token_id).any()):
             # LLaVA refuses an image that no token stands for; BLIP-2 cannot run without one
@@ -157,6 +152,14 @@ class StageTrainer(Trainer):
 
     def release(self) -> None:
         """Drop optimizer and wrappers, so that the next stage starts with a bare model."""
+        # accelerate's autocast stays in `forward` otherwise, and Trainer never switches
+        # checkpointing off; a stage must not depend on which process ran the one before it.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.args.gradient_checkpointing:
+            base = _base(self.model)
+            # renamed after transformers 5.17
+            newer = getattr(base, "activation_checkpointing_disable", None)
+            (newer or base.gradient_checkpointing_disable)()
         self.accelerator.free_memory()
         self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model
@@ -167,12 +170,3 @@ class StageTrainer(Trainer):
 
 def _base(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _frozen_modules(model: nn.Module, components: Components) -> list[nn.Module]:
-    """Modules of the frozen image encoder. They stay in eval mode: no dropout (PILL section 5)."""
-    frozen = {
-        id(p) for name in FROZEN_TOWERS for _, p in components.get(name, []) if not p.requires_grad
-    }
-    modules = [m for m in model.modules() if any(True for _ in m.parameters())]
-    return [m for m in modules if all(id(p) in frozen for p in m.parameters())]

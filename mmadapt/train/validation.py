@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmadapt.train.arguments import build_arguments
-from mmadapt.train.build import pill_config, stage_dataset
+from mmadapt.train.build import load_source, pill_config, stage_dataset
 from mmadapt.train.components import count, parameter_groups, trainable
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RecipeError
+from mmadapt.train.evaluation import evaluation_source
 from mmadapt.train.ui import Console
 
 
@@ -80,13 +83,20 @@ def _check_data(recipe: Recipe, console: Console) -> list[str]:
     if recipe.data.make is not None and not Path(recipe.data.root).exists():
         console.say(f"data.root: {recipe.data.root} will be made by the recipe; not checked")
         return []
+    readers: dict[str, Callable[[], Any]] = {
+        f"stages.{name}.data": partial(stage_dataset, recipe, name) for name in recipe.stages
+    }
+    if recipe.eval is not None:
+        readers["eval.data"] = lambda: load_source(
+            evaluation_source(recipe), seed=recipe.seed, where="eval.data"
+        )
     problems = []
-    for name in recipe.stages:
+    for where, read in readers.items():
         try:
-            dataset = stage_dataset(recipe, name)
+            dataset = read()
         except RecipeError as error:
             problems.append(str(error))
             continue
-        console.say(f"stage {name}: {len(dataset):,} samples, checking every image")
-        problems += [f"stages.{name}.data: {problem}" for problem in dataset.validate()]
+        console.say(f"{where}: {len(dataset):,} samples, checking every image")
+        problems += [f"{where}: {problem}" for problem in dataset.validate()]
     return problems

@@ -100,3 +100,14 @@ def test_tokenizer_without_the_image_token_is_refused(tmp_path, blip2_folder):
 def test_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError):
         load_pretrained(str(tmp_path / "nothing"))
+
+
+def test_image_statistics_replace_the_checkpoints(blip2_folder):
+    processor = load_pretrained(str(blip2_folder), image_statistics="imagenet").image_processor
+    from PIL import Image
+
+    pixels = processor(images=[Image.new("RGB", (16, 16))], return_tensors="pt")["pixel_values"]
+    expected = -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(pixels[0, :, 0, 0], expected)
+    with pytest.raises(ValueError, match="image_statistics: expected one of"):
+        load_pretrained(str(blip2_folder), image_statistics="none")

@@ -219,3 +219,10 @@ def test_group_lengths():
         cp_linear_group(x, [weight] * 2, None, factor_in, factor_out, [mode])
     with pytest.raises(ValueError, match="same positive length, got 0, 0 and 0"):
         cp_linear_group(x, [], None, factor_in, factor_out, [])
+
+
+def test_expert_beyond_int32_does_not_wrap_into_range():
+    x, gate, up = torch.randn(4, 8), torch.randn(2, 3, 8), torch.randn(2, 8, 3)
+    expert = torch.tensor([0, 1, 2**32, 0])
+    with pytest.raises(ValueError, match="expert holds values"):
+        swiglu_adapter(x, gate, gate, up, expert=expert)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from mmadapt.peft import PillConfig
+from mmadapt.peft import PillConfig, set_stage
 
 
 def logits(model, batch):
@@ -100,3 +100,9 @@ def test_clones_are_independent(tiny, kind, clone):
     assert torch.equal(logits(model, batch), expected)
     with other.disable_adapter():
         assert torch.equal(logits(model, batch), expected)
+
+
+def test_a_stage_that_would_train_nothing_is_refused(tiny):
+    model = tiny.pill("llama", experts="shared", projector=None)
+    with pytest.raises(ValueError, match="stage='align' trains vision experts and projector"):
+        set_stage(model, "align")

@@ -149,3 +149,32 @@ def test_unusable_model_is_an_error(write_recipe, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"model\.name: cannot load"):
         run(write_recipe(), f"model.name={tmp_path / 'empty'}")
+
+
+def test_precision_and_checkpointing_end_with_their_stage(
+    write_recipe, tmp_path, adapter_weights, assert_same_weights
+):
+    """One process for both stages, or one for each: the same weights."""
+    special = ["stages.align.train.bf16=true", "stages.align.train.gradient_checkpointing=true"]
+    path = write_recipe()
+    whole = run(path, *special, f"out={tmp_path / 'whole'}").run_dir
+    parts = tmp_path / "parts"
+    run(path, *special, f"out={parts}", "stages.instruct=null", "eval=null")
+    run(path, *special, f"out={parts}")
+    assert_same_weights(adapter_weights(whole), adapter_weights(parts))
+
+
+def test_another_number_of_processes_is_refused(write_recipe):
+    path = write_recipe()
+    manifest = run(path).run_dir / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["stages"]["align"]["processes"] = 2
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="'align' was trained by 2 processes, this run has 1"):
+        run(path)
+
+
+def test_evaluation_data_is_looked_at_before_training(write_recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"eval.data: .*no split 'nosuch'"):
+        run(write_recipe(), f"out={tmp_path / 'run'}", "eval.split=nosuch")
+    assert not (tmp_path / "run" / "align").exists()

@@ -37,7 +37,7 @@ def test_iterating_leaves_the_global_random_state_alone():
 
 
 def test_scienceqa_drops_five_micro_batches():
-    # 12,726 samples in micro-batches of 4: 3181, of which 397 x 8 are used (PILL section 8)
+    # 12,726 samples in micro-batches of 4: 3181, of which 397 x 8 are used in PILL
     sampler = EpochSampler(12_726, seed=0, multiple=32)
     assert len(sampler) // 32 == 397
     assert 12_726 // 4 - len(sampler) // 4 == 5

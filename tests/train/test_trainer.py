@@ -60,7 +60,7 @@ def test_images_that_never_arrive_stop_the_run(make_trainer):
 
 
 def test_first_align_step_moves_what_pill_says(make_trainer):
-    # PILL 12.6: gradients in up-projections of the vision experts and the projector only
+    # PILL's first step: gradients in up-projections of the vision experts and the projector only
     trainer = make_trainer("align", stages__align__train={"max_steps": 1, "report_to": []})
     seen = {}
 

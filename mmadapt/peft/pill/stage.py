@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from mmadapt.peft.pill.config import Stage, check_choice
-from mmadapt.peft.pill.layer import PillLayer
+from mmadapt.peft.pill.layer import ALIGN_TRAINABLE, PillLayer
 
 
 def pill_layers(model: nn.Module) -> list[PillLayer]:
@@ -39,6 +39,10 @@ def set_stage(model: nn.Module, stage: Stage, adapter_name: str | None = None) -
     if not owners:
         known = sorted({n for layer in layers for n in layer.mmadapt_pill_config})
         raise ValueError(f"adapter_name={name!r} is not one of the model's adapters {known}")
+    if stage == "align" and not any(_trains_in_align(layer, name) for layer in owners):
+        raise ValueError(
+            f"stage='align' trains vision experts and projector; adapter {name!r} has neither"
+        )
     # A copy, because the caller's object may configure other models too.
     config = copy.copy(owners[0].mmadapt_pill_config[name])
     config.stage = stage
@@ -50,3 +54,8 @@ def set_stage(model: nn.Module, stage: Stage, adapter_name: str | None = None) -
         layer.mmadapt_pill_config[name] = config
         if name in layer.active_adapters:
             layer.set_requires_grad(name, True)
+
+
+def _trains_in_align(layer: PillLayer, adapter_name: str) -> bool:
+    parts = ALIGN_TRAINABLE & set(layer.adapter_layer_names)
+    return any(adapter_name in getattr(layer, part) for part in parts)

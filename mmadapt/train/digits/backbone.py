@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mmadapt.data.digits_vqa import IMAGE_SIZE
+from mmadapt.models import IMAGE_STATISTICS
 from mmadapt.train.digits.corpus import PROMPT, SYSTEM, texts
 from mmadapt.train.digits.language import LanguageSettings, pretrain_language
 from mmadapt.train.digits.tokenizer import IMAGE_TOKEN, train_tokenizer
@@ -75,13 +76,13 @@ def make_digits_backbone(
 
 def _image_processor() -> Any:
     # The torchvision-free class; it loads as AutoImageProcessor with and without torchvision.
-    # ImageNet statistics, as PILL preprocesses.
     from transformers import BlipImageProcessorPil
 
+    mean, std = IMAGE_STATISTICS["imagenet"]  # as PILL preprocesses
     return BlipImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
+        image_mean=list(mean),
+        image_std=list(std),
     )
 
 
