@@ -60,5 +60,5 @@ def test_scheduler_follows_the_released_micro_step_times():
 
 
 def test_warmup_must_end_before_the_run():
-    with pytest.raises(ValueError, match="lr.warmup_epochs: got 2"):
+    with pytest.raises(ValueError, match=r"lr\.warmup_epochs: got 2"):
         rates(1, epochs=2, warmup=2, steps_per_epoch=1, accumulation=1, micro_batches_per_epoch=1)
