@@ -64,8 +64,11 @@ def _percent(accuracy: dict[str, Any] | None) -> str:
 
 def bench_table() -> str:
     """Eager time over each provider's, interleaved round by round, in the newest CPU record."""
-    record = sorted((ROOT / "bench" / "results").glob("*-cpu-*.json"))[-1]
-    run = json.loads(record.read_text(encoding="utf-8"))
+    records = {
+        path: json.loads(path.read_text(encoding="utf-8"))
+        for path in (ROOT / "bench" / "results").glob("*-cpu-*.json")
+    }
+    record, run = max(records.items(), key=lambda item: item[1]["datetime"])
     ratios = {
         bench["param"]: bench["extra_info"]["speedup_over_eager"]
         for bench in run["benchmarks"]
