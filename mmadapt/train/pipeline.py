@@ -60,8 +60,9 @@ def train(recipe: Recipe, *, restart: bool = False, console: Console | None = No
     if state.is_main_process:
         if restart:
             _drop_changed_stages(recipe, run_dir)
-        _check_stages(recipe, Manifest.open(run_dir))
-        _check_processes(Manifest.open(run_dir), state.num_processes)
+        started = Manifest.open(run_dir)
+        _check_stages(recipe, started)
+        _check_processes(started, state.num_processes)
         make_data(recipe)
         if recipe.eval is not None:  # what could not be evaluated must not be trained first
             load_source(evaluation_source(recipe), seed=recipe.seed, where="eval.data")

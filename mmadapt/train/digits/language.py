@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from mmadapt.train.digits.corpus import texts
 
+_BUCKETS = 4  # batches drawn together and sorted by length
 # What a token counts in the loss. The letter of the answer is the one hard token of a text;
 # prompts are mostly fixed words.
-_BUCKETS = 4
 _PROMPT_WEIGHT, _ANSWER_WEIGHT, _LETTER_WEIGHT = 0.1, 1.0, 4.0
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from mmadapt.data import LlavaJson
+from mmadapt.data.images import open_image
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def _captioned_scans(image_processor: Any, data_root: Path) -> tuple[Tensor, Ten
     for sample in captions:
         paths = list(sample.image_paths())
         if len(paths) == 1:
-            with Image.open(paths[0]) as image:
-                images.append(image.convert("RGB"))
+            images.append(open_image(paths[0], sample.id))
             names.append(sample.messages[-1]["content"][0]["text"])
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
