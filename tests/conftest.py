@@ -13,6 +13,10 @@ import torch
 
 import mmadapt  # noqa: F401  (hides the folder kernels/ from libraries that probe for that name)
 
+# Without a GPU the Triton kernels run in Triton's interpreter; read when triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # xdist runs one process per core; more threads than that only wait for each other.
 torch.set_num_threads(1)
 

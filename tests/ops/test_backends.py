@@ -16,6 +16,7 @@ from mmadapt.ops import (
     modality_gate,
     swiglu_adapter,
 )
+from mmadapt.ops._backends import _crossovers
 
 X, GATE, DOWN, UP = torch.randn(4, 8), torch.randn(3, 8), torch.randn(3, 8), torch.randn(8, 3)
 CALL = (X, GATE, DOWN, UP)
@@ -40,7 +41,7 @@ def fast(monkeypatch):
     registry = {"fast": "fast_backend", "missing": "no_such_module_anywhere"}
     registry["reference"] = "mmadapt.ops._backends.reference.swiglu_adapter"
     monkeypatch.setitem(_backends._REGISTRY, "swiglu_adapter", registry)
-    monkeypatch.setitem(_backends.MIN_TOKENS, ("swiglu_adapter", "fast"), 3)
+    monkeypatch.setitem(_crossovers.MIN_TOKENS, ("swiglu_adapter", "fast"), 3)
     monkeypatch.setattr(_backends, "_LOADED", {})
     monkeypatch.delenv("MMADAPT_BACKEND", raising=False)
     return calls

@@ -10,19 +10,30 @@ import os
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from mmadapt.ops._backends._crossovers import MIN_TOKENS
+from mmadapt.ops._backends._crossovers import not_worth_it
 
 ENVIRONMENT_VARIABLE = "MMADAPT_BACKEND"
 
 _REFERENCE = "mmadapt.ops._backends.reference"
+_TRITON = "mmadapt.ops._backends.triton"
 _REGISTRY: dict[str, dict[str, str]] = {
     "swiglu_adapter": {
         "cpu": "mmadapt.ops._backends.cpu",
+        "triton": f"{_TRITON}.swiglu_adapter",
         "reference": f"{_REFERENCE}.swiglu_adapter",
     },
-    "cp_linear": {"reference": f"{_REFERENCE}.cp_linear"},
-    "modality_gate": {"reference": f"{_REFERENCE}.modality_gate"},
-    "projected_modality_gate": {"reference": f"{_REFERENCE}.projected_modality_gate"},
+    "cp_linear": {
+        "triton": f"{_TRITON}.cp_linear",
+        "reference": f"{_REFERENCE}.cp_linear",
+    },
+    "modality_gate": {
+        "triton": f"{_TRITON}.modality_gate",
+        "reference": f"{_REFERENCE}.modality_gate",
+    },
+    "projected_modality_gate": {
+        "triton": f"{_TRITON}.projected_modality_gate",
+        "reference": f"{_REFERENCE}.projected_modality_gate",
+    },
 }
 _LOADED: dict[str, ModuleType | str] = {}
 
@@ -99,8 +110,8 @@ def select(op: str, requested: str | None, tokens: int, *args: object) -> Module
             module = load(path)
             if (
                 isinstance(module, ModuleType)
-                and tokens >= MIN_TOKENS.get((op, name), 0)
                 and module.unsupported(*args) is None
+                and not_worth_it(op, name, tokens, args) is None
             ):
                 return module
     return load(_REGISTRY[op][choose(op, requested, tokens, *args).backend])
@@ -135,6 +146,6 @@ def _refusal(
     if requested is not None and name != requested:
         return f"{requested} was requested"
     reason = state.unsupported(*args)
-    if reason is None and requested is None and tokens < MIN_TOKENS.get((op, name), 0):
-        return f"{tokens} tokens are below its crossover of {MIN_TOKENS[op, name]}"
+    if reason is None and requested is None:
+        return not_worth_it(op, name, tokens, args)
     return reason
