@@ -1,0 +1,155 @@
+"""A case: one problem, its tensors, and one factory that makes every provider's call.
+
+`Case.make(provider, kind)` is what the correctness gate, the timers and the memory probes all run,
+so that they cannot measure different things.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmadapt.ops import backends
+
+FORWARD, BOTH = "forward", "forward+backward"
+KINDS = (FORWARD, BOTH)
+ELEMENT = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a case: called with the case's tensors by name, returns y or a tuple."""
+
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    gated: bool = True
+    """False for a yardstick that computes something else (a copy, the frozen product alone)."""
+    kinds: tuple[str, ...] = KINDS
+    skip: str | None = None
+    """Why it cannot run here."""
+    compiled: bool = False
+
+
+def of_backend(op: str, backend: str, function: Callable[..., Tensor]) -> Provider:
+    """mmadapt's own operator with one backend named, or why that backend is missing."""
+    return Provider(function, skip=backends(op)[backend])
+
+
+def compiled(function: Callable[..., Tensor]) -> Provider:
+    """`torch.compile` in its default mode, for exactly these shapes."""
+    return Provider(torch.compile(function, dynamic=False), compiled=True)
+
+
+def copy_of(name: str) -> Provider:
+    """``y.copy_(x)`` of the activation `name`: what an op that reads x and writes y must cost."""
+
+    def copy(**tensors: Tensor) -> Tensor:
+        x = tensors[name].detach()
+        return torch.empty_like(x).copy_(x)
+
+    return Provider(copy, gated=False)
+
+
+@dataclass
+class Case:
+    """Tensors in groups, because each is treated differently.
+
+    Attributes:
+        activations: ``[T, ...]``, differentiated, rotated: every call of a timed sequence reads
+            another clone, so that none finds its input in L2.
+        parameters: trained weights, differentiated, the same in every call.
+        per_token: ``[T]`` integers and masks; frozen: weights without gradient. Same in every call.
+        exact: the formula of `mmadapt.kernels`, called with fp64 tensors a chunk of rows at a time.
+        eager: the provider whose error against fp64 sets the bound of the others'.
+        moved, flops: algorithmic bytes and floating-point operations of each kind.
+    """
+
+    suite: str
+    label: str
+    shape: Mapping[str, int | str]
+    dtype: torch.dtype
+    activations: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+    providers: dict[str, Provider]
+    exact: Callable[..., Tensor | tuple[Tensor, ...]]
+    moved: Mapping[str, float]
+    flops: Mapping[str, float]
+    eager: str = "eager"
+    per_token: dict[str, Tensor] = field(default_factory=dict)
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    slots: list[dict[str, Tensor]] = field(default_factory=list)
+    dys: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def __post_init__(self):
+        for tensor in (*self.activations.values(), *self.parameters.values()):
+            tensor.requires_grad_()
+        self.slots = [self.activations]
+        with torch.no_grad():
+            ys = as_tuple(self.providers[self.eager].function(**self.tensors(0)))
+        generator = torch.Generator(ys[0].device).manual_seed(1)
+        self.dys = [
+            tuple(
+                torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype) for y in ys
+            )
+        ]
+
+    @property
+    def tokens(self) -> int:
+        return next(iter(self.activations.values())).shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.activations.values())).device
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return {**self.slots[slot], **self.parameters, **self.per_token, **self.frozen}
+
+    def result_names(self, kind: str) -> list[str]:
+        count = len(self.dys[0])
+        outputs = ["y"] if count == 1 else [f"y{i}" for i in range(count)]
+        if kind == FORWARD:
+            return outputs
+        return [*outputs, *(f"d{n}" for n in (*self.activations, *self.parameters))]
+
+    def rotate(self, kind: str, least_bytes: int) -> None:
+        """Clone what is rotated until the clones of `kind` hold `least_bytes`, at least twice."""
+        tensors = [*self.slots[0].values(), *(self.dys[0] if kind == BOTH else ())]
+        wanted = max(2, math.ceil(least_bytes / sum(t.nbytes for t in tensors)))
+        while len(self.slots) < wanted:
+            self.slots.append(
+                {n: t.detach().clone().requires_grad_() for n, t in self.slots[0].items()}
+            )
+            self.dys.append(tuple(dy.clone() for dy in self.dys[0]))
+
+    def make(self, provider: str, kind: str) -> Callable[[int], list[Tensor | None]]:
+        """A call on the tensors of a slot; returns outputs, then (with backward) gradients.
+
+        Forward runs without autograd. Forward and backward differentiates a fresh forward with
+        respect to every activation and parameter; None for what a yardstick does not use.
+        """
+        chosen = self.providers[provider]
+        if kind == FORWARD:
+
+            def forward(slot: int) -> list[Tensor | None]:
+                with torch.no_grad():
+                    return list(as_tuple(chosen.function(**self.tensors(slot))))
+
+            return forward
+
+        def forward_backward(slot: int) -> list[Tensor | None]:
+            tensors = self.tensors(slot)
+            ys = as_tuple(chosen.function(**tensors))
+            if not ys[0].requires_grad:  # the copy
+                return list(ys)
+            inputs = [tensors[n] for n in (*self.activations, *self.parameters)]
+            grads = torch.autograd.grad(ys, inputs, self.dys[slot], allow_unused=True)
+            return [*(y.detach() for y in ys), *grads]
+
+        return forward_backward
+
+
+def as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return y if isinstance(y, tuple) else (y,)

@@ -1,0 +1,226 @@
+"""The project's goals as cases: measured value, bound, met or not.
+
+Each is a figure inside one run on one GPU, at the shape the goal was set for: a ratio to a copy of
+x, to the byte floor (algorithmic bytes at this GPU's measured copy rate), to another provider, or
+microseconds or saved bytes where the goal names them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.case import BOTH, FORWARD, Case
+from bench.cases import adapter, cp_linear, gate, routed
+from bench.measure import Settings, measure, release
+from bench.report import Record, table
+
+OURS = "triton"
+Rows = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`measured` reads the value from a case's rows of one pass, by provider, or None."""
+
+    text: str
+    kind: str
+    bound: float
+    measured: Callable[[Rows, Case], float | None]
+    unit: str = "x"
+    at_least: bool = False
+
+    def verdict(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case, the providers its goals need, and the goals."""
+
+    suite: Any
+    shape: tuple[int, int, int]
+    variant: str
+    providers: tuple[str, ...]
+    goals: tuple[Goal, ...]
+
+    def build(self, device: torch.device) -> Case:
+        case = self.suite.build(self.shape, self.variant, torch.bfloat16, device)
+        missing = set(self.providers) - case.providers.keys()
+        assert not missing, missing
+        return case
+
+
+def over(*others: str) -> Callable[[Rows, Case], float | None]:
+    """Our time over that of the fastest of `others`; None if one of them has no time."""
+
+    def measured(rows: Rows, case: Case) -> float | None:
+        ours = rows.get(OURS, {}).get("ratio", {})
+        if any(name not in ours for name in others):
+            return None
+        return max(ours[name]["p50"] for name in others)
+
+    return measured
+
+
+def speedup_over(*others: str) -> Callable[[Rows, Case], float | None]:
+    """Time of the fastest of `others` over ours."""
+
+    def measured(rows: Rows, case: Case) -> float | None:
+        slowdown = over(*others)(rows, case)
+        return None if slowdown is None else 1 / slowdown
+
+    return measured
+
+
+def over_limit(rows: Rows, case: Case) -> float | None:
+    """Our time over the byte floor (these cases are far from the arithmetic limit)."""
+    ours = rows.get(OURS, {})
+    return ours["ms"]["p50"] / ours["limit_ms"] if "ms" in ours else None
+
+
+def microseconds(rows: Rows, case: Case) -> float | None:
+    ours = rows.get(OURS, {})
+    return 1e3 * ours["ms"]["p50"] if "ms" in ours else None
+
+
+def saved_per_token(rows: Rows, case: Case) -> float | None:
+    saved = rows.get(OURS, {}).get("saved_bytes")
+    return None if saved is None else saved / case.tokens
+
+
+COPY = Goal("forward, over a copy of x", FORWARD, 1.65, over("copy"))
+PACKED = tuple(
+    Goal(f"{kind}, over the packed composition", kind, 1.0, over("eager-packed"))
+    for kind in (FORWARD, BOTH)
+)
+
+
+def _saved(rank: int) -> Goal:
+    return Goal("saved for backward beyond x", BOTH, 4 * rank + 8, saved_per_token, "B/token")
+
+
+def _gemm(bound: float) -> Goal:
+    return Goal("forward, over the frozen product", FORWARD, bound, over("frozen-gemm"))
+
+
+PROBLEMS = (
+    Problem(
+        adapter, (8192, 4096, 32), "plain", ("copy", "eager", "eager-packed", OURS),
+        (
+            COPY,
+            Goal("forward+backward, over its byte floor", BOTH, 2.3, over_limit),
+            _saved(32),
+        ),
+    ),
+    Problem(adapter, (8192, 4096, 64), "plain", ("copy", OURS), (COPY,)),
+    Problem(adapter, (32768, 4096, 64), "plain", ("copy", OURS), (COPY,)),
+    Problem(adapter, (16384, 2048, 32), "plain", ("copy", OURS), (COPY,)),
+    Problem(adapter, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)),
+    Problem(
+        routed, (8192, 4096, 32), "norm", ("copy", "where", "eager-packed", "compile", OURS),
+        (
+            COPY,
+            Goal(
+                "forward+backward, the better of both-experts eager and torch.compile over it",
+                BOTH, 7.0, speedup_over("where", "compile"), at_least=True,
+            ),
+            _saved(32),
+        ),
+    ),
+    Problem(
+        adapter, (2048, 4096, 32), "plain", ("copy", OURS),
+        (dataclasses.replace(COPY, bound=2.0),),
+    ),
+    Problem(adapter, (8192, 4096, 128), "plain", ("copy", "eager-packed", OURS), PACKED),
+    Problem(adapter, (8192, 4096, 256), "plain", ("copy", "eager-packed", OURS), PACKED),
+    Problem(
+        gate, (8192, 32, 128), "projected", ("copy", "where", OURS),
+        (Goal("forward+backward at 1/16 image tokens", BOTH, 60.0, microseconds, "us"),),
+    ),
+    Problem(
+        cp_linear, (8192, 4096, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
+        (_gemm(1.06),),
+    ),
+    Problem(
+        cp_linear, (8192, 4096, 64), "group", ("frozen-gemm", "gemm-addmm", OURS),
+        (_gemm(1.06),),
+    ),
+    Problem(
+        cp_linear, (16384, 768, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
+        (_gemm(1.35),),
+    ),
+)  # fmt: skip
+
+
+def run(
+    machine: dict[str, Any],
+    settings: Settings,
+    record: Record,
+    device: torch.device,
+    problems: tuple[Problem, ...] = PROBLEMS,
+) -> bool:
+    """Measure every problem, record and print rows and goals; True if a provider failed."""
+    found: list[dict[str, Any]] = []
+    failed = False
+    for problem in problems:
+        case = problem.build(device)
+        kinds = tuple(k for k in settings.kinds if any(g.kind == k for g in problem.goals))
+        providers = settings.providers or problem.providers
+        rows = measure(
+            case, machine, dataclasses.replace(settings, kinds=kinds, providers=providers)
+        )
+        results = [result(goal, case, rows, settings.mode) for goal in problem.goals]
+        record.write(*rows, *results)
+        print(f"\n{table(rows)}", flush=True)
+        failed |= any("failed" in row for row in rows)
+        found += results
+        del case
+        release()
+    print(f"\n{goal_table(found)}")
+    return failed
+
+
+def result(goal: Goal, case: Case, rows: list[dict[str, Any]], mode: str) -> dict[str, Any]:
+    """One goal's record."""
+    mine = {row["provider"]: row for row in rows if row["pass"] == goal.kind}
+    value = goal.measured(mine, case)
+    ours = mine.get(OURS, {})
+    return {
+        "kind": "goal",
+        "suite": case.suite,
+        "case": case.label,
+        "goal": goal.text,
+        "mode": mode,
+        "measured": value,
+        "bound": goal.bound,
+        "at_least": goal.at_least,
+        "unit": goal.unit,
+        "met": None if value is None else goal.verdict(value),
+        "aa_spread": ours.get("aa_spread"),
+        "why": None if value is not None else _why(ours, goal),
+    }
+
+
+def _why(ours: dict[str, Any], goal: Goal) -> str:
+    return ours.get("skipped") or ours.get("failed") or "a provider it is compared with has no time"
+
+
+def goal_table(goals: list[dict[str, Any]]) -> str:
+    lines = []
+    for g in goals:
+        name = f"{g['suite']} {g['case']}: {g['goal']}"
+        bound = f"{'>=' if g['at_least'] else '<='} {g['bound']:g} {g['unit']}"
+        if g["measured"] is None:
+            lines.append((name, bound, "not measured", g["why"][:120]))
+        else:
+            verdict = "met" if g["met"] else "NOT MET"
+            lines.append((name, bound, f"{g['measured']:.2f} {g['unit']}", verdict))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
