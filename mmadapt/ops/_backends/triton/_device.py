@@ -27,6 +27,12 @@ def unsupported_device(name: str, tensor: Tensor) -> str | None:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Triton's `input_precision`: fp32 products are exact unless torch was told to use TF32."""
+    """How kernels multiply tiles of `dtype`: Triton's `input_precision`, or "widened".
+
+    fp32 products are exact unless torch was told to use TF32. The interpreter cannot multiply bf16
+    tiles (numpy has no such type), so there kernels convert the operands to fp32 first.
+    """
+    if INTERPRETED and dtype == torch.bfloat16:
+        return "widened"
     exact = dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     return "ieee" if exact else "tf32"

@@ -1,0 +1,388 @@
+"""Backward of the SwiGLU adapter through its input, and the factors of its weight gradients.
+
+    dh  = scale * (dy up)                       from z, saved: dz_gate, dz_down by the product rule
+    dx  = base's dy + rstd * (dz W) - x * rstd^2 / d * (sum_j dz_j z_j + rstd * sum_i dy_i g_i x_i)
+
+W: gate and down with the norm's weight g in them; the last sum only if the base is the normalised
+stream. The row reduction over d that the norm needs is a sum over the rank, because
+``sum_i (dz W)_i x_i = sum_j dz_j z_j / rstd``. Writes dz * rstd and scale * h ``[T, M]``, whose
+products with x and dy are the weight gradients (triton_weights.py).
+
+Same shape as the forward: `fused`, or its halves `project` and `expand`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mmadapt.kernels.swiglu_adapter.triton_tiles import (
+    block,
+    dot,
+    load_tile,
+    padded_rank,
+    route,
+    sigmoid,
+    store_tile,
+    tile_rows,
+)
+
+
+@triton.jit
+def _project(
+    dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, first,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """dy up ``[BM, BR]`` over columns first..first+LENGTH; with SIDE also sum of dy * x * g."""
+    dh = tl.zeros((BM, BR), tl.float32)
+    side = tl.zeros((BM,), tl.float32)
+    if ROUTED and not SHARED_UP:
+        if SIDE and high < 0:
+            side = _side(dy_ptr, x_ptr, weight_ptr, rows, first, D, BM, BK, LENGTH, EVEN_D, STAGES)
+        for e in range(E):
+            if (e >= low) & (e <= high):
+                part, side = _product(
+                    dy_ptr, up_ptr + e * D * M, x_ptr, weight_ptr, rows, ranks, first,
+                    D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+                )  # fmt: skip
+                dh = tl.where((ids == e)[:, None], part, dh)
+    else:
+        dh, side = _product(
+            dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, first,
+            D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+        )  # fmt: skip
+    return dh, side
+
+
+@triton.jit
+def _product(
+    dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, first,
+    D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, SIDE: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    dh = tl.zeros((BM, BR), tl.float32)
+    side = tl.zeros((BM,), tl.float32)
+    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+        cols = first + k + tl.arange(0, BK)
+        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D)
+        w = load_tile(up_ptr, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(dy.dtype)
+        dh = dot(dy, w, dh, PRECISION)
+        if SIDE:
+            side += _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
+    return dh, side
+
+
+@triton.jit
+def _side(
+    dy_ptr, x_ptr, weight_ptr, rows, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    side = tl.zeros((BM,), tl.float32)
+    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+        cols = first + k + tl.arange(0, BK)
+        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D)
+        side += _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
+    return side
+
+
+@triton.jit
+def _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
+    x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+    weight = _weight(weight_ptr, cols, D, EVEN_D)
+    return tl.sum(dy.to(tl.float32) * x * weight[None, :], 1)
+
+
+@triton.jit
+def _weight(weight_ptr, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
+    if EVEN_D:
+        return tl.load(weight_ptr + cols).to(tl.float32)
+    return tl.load(weight_ptr + cols, mask=cols < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _activate(
+    dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, keep, ids, scale,
+    M: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr,
+    SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
+):  # fmt: skip
+    """dz of gate and down, and sum_j dz_j z_j; saves dz * rstd and scale * h of rows in `keep`."""
+    zg = load_tile(zg_ptr, rows, ranks, M, 0, M, False, not EVEN_M).to(tl.float32)
+    zd = load_tile(zd_ptr, rows, ranks, M, 0, M, False, not EVEN_M).to(tl.float32)
+    dh = dh * scale
+    if ROUTED:  # dy may hold anything where no expert is at work, and z is 0
+        dh = tl.where((ids >= 0)[:, None], dh, 0.0)
+    sig = sigmoid(zg)
+    silu = zg * sig
+    dzd = dh * silu
+    dzg = dh * zd * sig * (1.0 + zg * (1.0 - sig))
+    dot_z = tl.sum(dzg * zg + dzd * zd, 1)
+    if SAVE_DZ:
+        rstd = tl.zeros_like(dot_z) + 1.0
+        if NORM:
+            rstd = tl.load(rstd_ptr + rows)
+        store_tile(dzg_ptr, dzg * rstd[:, None], rows, ranks, M, keep, M, not EVEN_M)
+        store_tile(dzd_ptr, dzd * rstd[:, None], rows, ranks, M, keep, M, not EVEN_M)
+    if SAVE_H:
+        store_tile(h_ptr, silu * zd * scale, rows, ranks, M, keep, M, not EVEN_M)
+    return dzg, dzd, dot_z
+
+
+@triton.jit
+def _expand(
+    dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z, side,
+    rows, inside, ids, low, high, first,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """dx for columns first..first+LENGTH."""
+    dzg = dzg.to(dy_ptr.dtype.element_ty)
+    dzd = dzd.to(dy_ptr.dtype.element_ty)
+    ranks = tl.arange(0, MP)
+    rstd = tl.zeros((BM,), tl.float32) + 1.0
+    pull = tl.zeros((BM,), tl.float32)
+    if NORM:
+        rstd = tl.load(rstd_ptr + rows)
+        pull = rstd * rstd / D * (dot_z + rstd * side)
+    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
+    if ROUTED:
+        if low == high:
+            offset = tl.maximum(low, 0) * M * D
+            for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+                cols = first + (last - c) + tl.arange(0, BN)
+                acc = _columns(
+                    gate_ptr + offset, down_ptr + offset, dzg, dzd, ranks, cols,
+                    D, M, EVEN_D, EVEN_M, PRECISION,
+                )  # fmt: skip
+                _write(
+                    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+                    D, EVEN_D, ROUTED, NORM, RESIDUAL,
+                )  # fmt: skip
+        else:
+            for c in tl.range(0, LENGTH, BN, num_stages=1):
+                cols = first + (last - c) + tl.arange(0, BN)
+                acc = tl.zeros((BM, BN), tl.float32)
+                for e in range(E):
+                    if (e >= low) & (e <= high):
+                        part = _columns(
+                            gate_ptr + e * M * D, down_ptr + e * M * D, dzg, dzd, ranks, cols,
+                            D, M, EVEN_D, EVEN_M, PRECISION,
+                        )  # fmt: skip
+                        acc = tl.where((ids == e)[:, None], part, acc)
+                _write(
+                    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+                    D, EVEN_D, ROUTED, NORM, RESIDUAL,
+                )  # fmt: skip
+    else:
+        for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+            cols = first + (last - c) + tl.arange(0, BN)
+            acc = _columns(
+                gate_ptr, down_ptr, dzg, dzd, ranks, cols, D, M, EVEN_D, EVEN_M, PRECISION
+            )
+            _write(
+                dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+                D, EVEN_D, ROUTED, NORM, RESIDUAL,
+            )  # fmt: skip
+
+
+@triton.jit
+def _columns(
+    gate_ptr, down_ptr, dzg, dzd, ranks, cols,
+    D: tl.constexpr, M: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dz_gate gate + dz_down down for a block of columns."""
+    wg = load_tile(gate_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(dzg.dtype)
+    wd = load_tile(down_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(dzg.dtype)
+    acc = dot(dzg, wg, None, PRECISION)
+    return dot(dzd, wd, acc, PRECISION)
+
+
+@triton.jit
+def _write(
+    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+    D: tl.constexpr, EVEN_D: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    if ROUTED:
+        acc = tl.where((ids >= 0)[:, None], acc, 0.0)
+    dx = acc
+    if NORM:
+        x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        dx = rstd[:, None] * acc - x * pull[:, None]
+    if RESIDUAL != "none":
+        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        if RESIDUAL == "norm":
+            dy = dy * rstd[:, None] * _weight(weight_ptr, cols, D, EVEN_D)[None, :]
+        dx += dy
+    store_tile(dx_ptr, dx, rows, cols, D, inside, D, not EVEN_D)
+
+
+@triton.jit(do_not_specialize=["T"])
+def fused_backward_kernel(
+    dy_ptr, x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, zg_ptr, zd_ptr, rstd_ptr,
+    dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr, EVEN_N: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES_K: tl.constexpr, STAGES_N: tl.constexpr,
+):  # fmt: skip
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    ranks = tl.arange(0, MP)
+    dh, side = _project(
+        dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, 0,
+        D, M, E, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
+        RESIDUAL == "norm" and NEED_DX, PRECISION, STAGES_K,
+    )  # fmt: skip
+    dzg, dzd, dot_z = _activate(
+        dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, inside, ids, scale,
+        M, EVEN_M, ROUTED, NORM, SAVE_DZ, SAVE_H,
+    )  # fmt: skip
+    if NEED_DX:
+        _expand(
+            dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
+            side, rows, inside, ids, low, high, 0, D, M, E, BM, MP, BN, D, EVEN_N, EVEN_M,
+            ROUTED, NORM, RESIDUAL, PRECISION, STAGES_N,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T"])
+def project_backward_kernel(
+    dy_ptr, up_ptr, x_ptr, weight_ptr, expert_ptr, dh_ptr, side_ptr, T,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, rank blocks, splits of d): fp32 partial dh ``[splits, T, M]`` and sides."""
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    split = tl.program_id(2)
+    ranks = tl.program_id(1) * BR + tl.arange(0, BR)
+    dh, side = _project(
+        dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, split * LENGTH,
+        D, M, E, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
+    )  # fmt: skip
+    row_of_split = split.to(tl.int64) * T + rows
+    store_tile(dh_ptr, dh, row_of_split, ranks, M, inside, M, not EVEN_M)
+    if SIDE:
+        tl.store(side_ptr + row_of_split, side, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def expand_backward_kernel(
+    dy_ptr, x_ptr, gate_ptr, down_ptr, expert_ptr, weight_ptr, part_ptr, side_ptr, zg_ptr, zd_ptr,
+    rstd_ptr, dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, column groups of LENGTH). Sums partials in ascending order."""
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    ranks = tl.arange(0, MP)
+    dh = tl.zeros((BM, MP), tl.float32)
+    side = tl.zeros((BM,), tl.float32)
+    for s in tl.static_range(SPLITS):
+        of_split = rows + tl.cast(T, tl.int64) * s
+        dh += load_tile(part_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
+        if RESIDUAL == "norm" and NEED_DX:
+            side += tl.load(side_ptr + of_split)
+    keep = inside & (ids * 0 + tl.program_id(1) == 0)
+    dzg, dzd, dot_z = _activate(
+        dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, keep, ids, scale,
+        M, EVEN_M, ROUTED, NORM, SAVE_DZ, SAVE_H,
+    )  # fmt: skip
+    if NEED_DX:
+        _expand(
+            dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
+            side, rows, inside, ids, low, high, tl.program_id(1) * LENGTH, D, M, E, BM, MP, BN,
+            LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+        )  # fmt: skip
+
+
+def launch_backward(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    saved: tuple[Tensor, Tensor, Tensor],
+    residual: str,
+    scale: float,
+    dx: Tensor,
+    dz: Tensor,
+    h: Tensor,
+    config: Mapping[str, int],
+    precision: str,
+) -> None:
+    """Fill dx ``[T, d]``, dz ``[2, T, m]`` (of gate and of down, times rstd) and h ``[T, m]``.
+
+    What has size 0 is not computed. `saved`: zg, zd, rstd. `gate` and `down` hold the
+    norm's weight.
+    """
+    zg, zd, rstd = saved
+    (tokens, dim), (experts, rank) = x.shape, gate.shape[:2]
+    padded = padded_rank(rank)
+    needs_dx = dx.numel() > 0
+    common = {
+        "D": dim,
+        "M": rank,
+        "E": experts,
+        "BM": config["BM"],
+        "EVEN_M": padded == rank,
+        "ROUTED": expert is not None,
+        "PRECISION": precision,
+        "num_warps": config["warps"],
+        "enable_fp_fusion": True,
+    }
+    ending = {
+        "MP": padded,
+        "NORM": norm_weight is not None,
+        "RESIDUAL": residual,
+        "NEED_DX": needs_dx,
+        "SAVE_DZ": dz.numel() > 0,
+        "SAVE_H": h.numel() > 0,
+    }
+    dzg, dzd = dz if dz.numel() else (dz, dz)
+    row_tiles = triton.cdiv(tokens, config["BM"])
+    bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
+    shared = up.shape[0] == 1
+    if config["fused"]:
+        fused_backward_kernel[(row_tiles,)](
+            dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,
+            scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, SHARED_UP=shared,
+            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"], **ending, **common,
+        )  # fmt: skip
+        return
+    splits = config["splits"]
+    with_side = residual == "norm" and needs_dx
+    part = x.new_empty(splits, tokens, rank, dtype=torch.float32)
+    side = x.new_empty(splits if with_side else 0, tokens, dtype=torch.float32)
+    length = triton.cdiv(triton.cdiv(dim, splits), bk) * bk
+    block_rank = min(config["BR"], padded)
+    project_backward_kernel[(row_tiles, padded // block_rank, splits)](
+        dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, LENGTH=length,
+        EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
+        STAGES=config["stages_k"], **common,
+    )  # fmt: skip
+    length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
+    groups = triton.cdiv(dim, length) if needs_dx else 1
+    expand_backward_kernel[(row_tiles, groups)](
+        dy, x, gate, down, expert, norm_weight, part, side, zg, zd, rstd, dx, dzg, dzd, h, tokens,
+        scale, BN=bn, LENGTH=length, SPLITS=splits, EVEN_D=length * groups == dim,
+        STAGES=config["stages_n"], **ending, **common,
+    )  # fmt: skip

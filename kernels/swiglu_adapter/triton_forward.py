@@ -1,0 +1,352 @@
+"""Forward of the SwiGLU adapter: x is read from memory once, its second read comes from L2.
+
+    z = rstd * (x W^T)           W: gate and down with the norm's weight already in them
+    y = base + scale * (silu(z_gate) * z_down) up^T
+
+The norm is folded in by linearity: rows are scaled by rstd after the products, so the normalised
+stream never exists. A tile of rows is projected to the rank once per expert that occurs in it (one,
+in nearly every tile) and expanded column block by column block, walking backwards, because the last
+columns read are the likeliest to be in L2.
+
+`fused` does both for a tile of rows. `project` and `expand` are its halves: for few rows, d is
+split over programs and partial sums go through memory; for a large rank, z is tiled.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mmadapt.kernels.swiglu_adapter.triton_tiles import (
+    block,
+    dot,
+    load_tile,
+    padded_rank,
+    route,
+    sigmoid,
+    store_tile,
+    tile_rows,
+)
+
+
+@triton.jit
+def _project(
+    x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, first,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x gate^T and x down^T ``[BM, BR]`` over columns first..first+LENGTH, and sums of squares."""
+    zg = tl.zeros((BM, BR), tl.float32)
+    zd = tl.zeros((BM, BR), tl.float32)
+    squares = tl.zeros((BM,), tl.float32)
+    if ROUTED:
+        if NORM and high < 0:  # nobody projects these rows, but the base may be normalised
+            squares = _squares(x_ptr, rows, first, D, BM, BK, LENGTH, EVEN_D, STAGES)
+        for e in range(E):
+            if (e >= low) & (e <= high):
+                sum_g, sum_d, squares = _products(
+                    x_ptr, gate_ptr + e * M * D, down_ptr + e * M * D, rows, ranks, first,
+                    D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+                )  # fmt: skip
+                mine = (ids == e)[:, None]
+                zg = tl.where(mine, sum_g, zg)
+                zd = tl.where(mine, sum_d, zd)
+    else:
+        zg, zd, squares = _products(
+            x_ptr, gate_ptr, down_ptr, rows, ranks, first,
+            D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+        )  # fmt: skip
+    return zg, zd, squares
+
+
+@triton.jit
+def _products(
+    x_ptr, gate_ptr, down_ptr, rows, ranks, first,
+    D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, NORM: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    zg = tl.zeros((BM, BR), tl.float32)
+    zd = tl.zeros((BM, BR), tl.float32)
+    squares = tl.zeros((BM,), tl.float32)
+    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+        cols = first + k + tl.arange(0, BK)
+        x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D)
+        wg = load_tile(gate_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(x.dtype)
+        wd = load_tile(down_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(x.dtype)
+        zg = dot(x, tl.trans(wg), zg, PRECISION)
+        zd = dot(x, tl.trans(wd), zd, PRECISION)
+        if NORM:
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+    return zg, zd, squares
+
+
+@triton.jit
+def _squares(
+    x_ptr, rows, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr,
+    EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    squares = tl.zeros((BM,), tl.float32)
+    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+        cols = first + k + tl.arange(0, BK)
+        wide = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        squares += tl.sum(wide * wide, 1)
+    return squares
+
+
+@triton.jit
+def _activate(
+    zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, keep,
+    D: tl.constexpr, M: tl.constexpr, EVEN_M: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """h = silu(z_gate) z_down in fp32, and rstd; saves z and rstd of rows in `keep`."""
+    rstd = tl.zeros_like(squares) + 1.0
+    if NORM:
+        rstd = 1.0 / tl.sqrt(squares / D + eps)
+        tl.store(rstd_ptr + rows, rstd, mask=keep)
+        zg = zg * rstd[:, None]
+        zd = zd * rstd[:, None]
+    store_tile(zg_ptr, zg, rows, ranks, M, keep, M, not EVEN_M)
+    store_tile(zd_ptr, zd, rows, ranks, M, keep, M, not EVEN_M)
+    return zg * sigmoid(zg) * zd, rstd
+
+
+@triton.jit
+def _expand(
+    x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, first, scale,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """y = base + scale * h up^T for columns first..first+LENGTH."""
+    hidden = h.to(x_ptr.dtype.element_ty)
+    ranks = tl.arange(0, MP)
+    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
+    if ROUTED and not SHARED_UP:
+        if low == high:
+            one = up_ptr + tl.maximum(low, 0) * D * M
+            for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+                cols = first + (last - c) + tl.arange(0, BN)
+                w = load_tile(one, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(hidden.dtype)
+                acc = dot(hidden, tl.trans(w), None, PRECISION)
+                _write(
+                    x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+                    D, EVEN_D, ROUTED, RESIDUAL,
+                )  # fmt: skip
+        else:
+            for c in tl.range(0, LENGTH, BN, num_stages=1):
+                cols = first + (last - c) + tl.arange(0, BN)
+                acc = tl.zeros((BM, BN), tl.float32)
+                for e in range(E):
+                    if (e >= low) & (e <= high):
+                        w = load_tile(
+                            up_ptr + e * D * M, cols, ranks, M, D, M, not EVEN_D, not EVEN_M
+                        ).to(hidden.dtype)
+                        part = dot(hidden, tl.trans(w), None, PRECISION)
+                        acc = tl.where((ids == e)[:, None], part, acc)
+                _write(
+                    x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+                    D, EVEN_D, ROUTED, RESIDUAL,
+                )  # fmt: skip
+    else:
+        for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+            cols = first + (last - c) + tl.arange(0, BN)
+            w = load_tile(up_ptr, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(hidden.dtype)
+            acc = dot(hidden, tl.trans(w), None, PRECISION)
+            _write(
+                x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+                D, EVEN_D, ROUTED, RESIDUAL,
+            )  # fmt: skip
+
+
+@triton.jit
+def _write(
+    x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+    D: tl.constexpr, EVEN_D: tl.constexpr, ROUTED: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    delta = acc * scale
+    if ROUTED:  # rows without expert are the base, whatever the weights hold
+        delta = tl.where((ids >= 0)[:, None], delta, 0.0)
+    if RESIDUAL == "none":
+        y = delta
+    else:
+        base = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        if RESIDUAL == "norm":
+            if EVEN_D:
+                weight = tl.load(weight_ptr + cols)
+            else:
+                weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)
+            base = base * rstd[:, None] * weight.to(tl.float32)[None, :]
+        y = base + delta
+    store_tile(y_ptr, y, rows, cols, D, inside, D, not EVEN_D)
+
+
+@triton.jit(do_not_specialize=["T"])
+def fused_forward_kernel(
+    x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, y_ptr, zg_ptr, zd_ptr, rstd_ptr,
+    T, scale, eps,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr, EVEN_N: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES_K: tl.constexpr,
+    STAGES_N: tl.constexpr,
+):  # fmt: skip
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    ranks = tl.arange(0, MP)
+    zg, zd, squares = _project(
+        x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, 0,
+        D, M, E, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
+    )  # fmt: skip
+    h, rstd = _activate(
+        zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, inside,
+        D, M, EVEN_M, NORM,
+    )  # fmt: skip
+    _expand(
+        x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, 0, scale,
+        D, M, E, BM, MP, BN, D, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES_N,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T"])
+def project_forward_kernel(
+    x_ptr, gate_ptr, down_ptr, expert_ptr, zg_ptr, zd_ptr, squares_ptr, h_ptr, rstd_ptr, T, eps,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, rank blocks, splits of d). One split finishes z and h; several write
+    fp32 partial sums ``[SPLITS, T, M]`` and squares ``[SPLITS, T]``."""
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    split = tl.program_id(2)
+    ranks = tl.program_id(1) * BR + tl.arange(0, BR)
+    zg, zd, squares = _project(
+        x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, split * LENGTH,
+        D, M, E, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
+    )  # fmt: skip
+    if SPLITS == 1:
+        h, _ = _activate(
+            zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, inside,
+            D, M, EVEN_M, NORM,
+        )  # fmt: skip
+        store_tile(h_ptr, h, rows, ranks, M, inside, M, not EVEN_M)
+    else:
+        row_of_split = split.to(tl.int64) * T + rows
+        store_tile(zg_ptr, zg, row_of_split, ranks, M, inside, M, not EVEN_M)
+        store_tile(zd_ptr, zd, row_of_split, ranks, M, inside, M, not EVEN_M)
+        if NORM:
+            tl.store(squares_ptr + row_of_split, squares, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def expand_forward_kernel(
+    x_ptr, up_ptr, expert_ptr, weight_ptr, part_g_ptr, part_d_ptr, squares_ptr, h_ptr,
+    y_ptr, zg_ptr, zd_ptr, rstd_ptr, T, scale, eps,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, column groups of LENGTH). Sums partials in ascending order, or takes h."""
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    ranks = tl.arange(0, MP)
+    if SPLITS == 1:
+        h = load_tile(h_ptr, rows, ranks, M, 0, M, False, not EVEN_M)
+        rstd = tl.zeros((BM,), tl.float32) + 1.0
+        if NORM:
+            rstd = tl.load(rstd_ptr + rows)
+    else:
+        zg = tl.zeros((BM, MP), tl.float32)
+        zd = tl.zeros((BM, MP), tl.float32)
+        squares = tl.zeros((BM,), tl.float32)
+        for s in tl.static_range(SPLITS):
+            of_split = rows + tl.cast(T, tl.int64) * s
+            zg += load_tile(part_g_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
+            zd += load_tile(part_d_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
+            if NORM:
+                squares += tl.load(squares_ptr + of_split)
+        keep = inside & (ids * 0 + tl.program_id(1) == 0)
+        h, rstd = _activate(
+            zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, keep,
+            D, M, EVEN_M, NORM,
+        )  # fmt: skip
+    _expand(
+        x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high,
+        tl.program_id(1) * LENGTH, scale, D, M, E, BM, MP, BN, LENGTH, EVEN_D, EVEN_M,
+        ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES,
+    )  # fmt: skip
+
+
+def launch_forward(
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    residual: str,
+    scale: float,
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    config: Mapping[str, int],
+    precision: str,
+) -> None:
+    """Fill `outputs` (y, zg, zd, rstd). `gate` and `down` hold the norm's weight already.
+
+    Shapes as in `mmadapt.ops.swiglu_adapter` with x ``[T, d]``, T > 0, everything contiguous;
+    `config` as in `mmadapt.ops._backends.triton.swiglu_adapter`.
+    """
+    y, zg, zd, rstd = outputs
+    (tokens, dim), (experts, rank) = x.shape, gate.shape[:2]
+    padded = padded_rank(rank)
+    flags = {
+        "D": dim,
+        "M": rank,
+        "E": experts,
+        "BM": config["BM"],
+        "EVEN_M": padded == rank,
+        "ROUTED": expert is not None,
+        "NORM": norm_weight is not None,
+        "PRECISION": precision,
+        "num_warps": config["warps"],
+        "enable_fp_fusion": True,
+    }
+    expanding = {"MP": padded, "SHARED_UP": up.shape[0] == 1, "RESIDUAL": residual}
+    row_tiles = triton.cdiv(tokens, config["BM"])
+    bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
+    if config["fused"]:
+        fused_forward_kernel[(row_tiles,)](
+            x, gate, down, up, expert, norm_weight, y, zg, zd, rstd, tokens, scale, eps,
+            BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, **expanding, **flags,
+            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
+        )  # fmt: skip
+        return
+    splits = config["splits"]
+    h = x.new_empty(tokens if splits == 1 else 0, rank)
+    part_g, part_d = zg, zd
+    squares = rstd
+    if splits > 1:
+        part_g, part_d = x.new_empty(2, splits, tokens, rank, dtype=torch.float32)
+        squares = x.new_empty(splits if norm_weight is not None else 0, tokens, dtype=torch.float32)
+    length = triton.cdiv(triton.cdiv(dim, splits), bk) * bk
+    block_rank = min(config["BR"], padded)
+    project_forward_kernel[(row_tiles, padded // block_rank, splits)](
+        x, gate, down, expert, part_g, part_d, squares, h, rstd, tokens, eps,
+        BR=block_rank, BK=bk, LENGTH=length, SPLITS=splits, EVEN_D=length * splits == dim,
+        STAGES=config["stages_k"], **flags,
+    )  # fmt: skip
+    length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
+    groups = triton.cdiv(dim, length)
+    expand_forward_kernel[(row_tiles, groups)](
+        x, up, expert, norm_weight, part_g, part_d, squares, h, y, zg, zd, rstd,
+        tokens, scale, eps, BN=bn, LENGTH=length, SPLITS=splits, EVEN_D=length * groups == dim,
+        STAGES=config["stages_n"], **expanding, **flags,
+    )  # fmt: skip

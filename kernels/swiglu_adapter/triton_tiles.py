@@ -1,0 +1,76 @@
+"""What the SwiGLU adapter's kernels share: tiles, routing of rows, the activation."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(
+    ptr, outer, inner, stride, outer_end, inner_end,
+    CHECK_OUTER: tl.constexpr, CHECK_INNER: tl.constexpr,
+):  # fmt: skip
+    """``[len(outer), len(inner)]`` of a row-major matrix, zeros outside of it."""
+    at = ptr + outer[:, None] * stride + inner[None, :]
+    if CHECK_OUTER and CHECK_INNER:
+        inside = (outer < outer_end)[:, None] & (inner < inner_end)[None, :]
+        return tl.load(at, mask=inside, other=0.0)
+    if CHECK_OUTER:
+        return tl.load(at, mask=(outer < outer_end)[:, None], other=0.0)
+    if CHECK_INNER:
+        return tl.load(at, mask=(inner < inner_end)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def store_tile(ptr, tile, outer, inner, stride, inside_outer, inner_end, CHECK_INNER: tl.constexpr):
+    """Counterpart of `load_tile`; rows where `inside_outer` is false are left alone."""
+    inside = inside_outer[:, None]
+    if CHECK_INNER:
+        inside = inside & (inner < inner_end)[None, :]
+    tl.store(
+        ptr + outer[:, None] * stride + inner[None, :], tile.to(ptr.dtype.element_ty), mask=inside
+    )
+
+
+@triton.jit
+def tile_rows(T, BM: tl.constexpr):
+    """Rows of this program: clamped indices (loads need no mask), and which are real."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    return tl.minimum(rows, T - 1).to(tl.int64), rows < T
+
+
+@triton.jit
+def route(expert_ptr, rows, inside, E: tl.constexpr, ROUTED: tl.constexpr):
+    """Expert of each row, and the lowest and highest expert of the tile (-1: none)."""
+    if ROUTED:
+        ids = tl.load(expert_ptr + rows)
+        low = tl.min(tl.where(inside, ids, E), 0)
+        high = tl.max(tl.where(inside, ids, -1), 0)
+    else:
+        ids = tl.zeros_like(rows).to(tl.int32)
+        low = 0
+        high = 0
+    return ids, low, high
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b in fp32; "widened" is for the interpreter, which cannot multiply bf16."""
+    if PRECISION == "widened":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def sigmoid(z):
+    return 1.0 / (1.0 + tl.exp(-z))
+
+
+def block(size: int) -> int:
+    """Smallest block that covers `size`: a power of two, at least 16 (what a dot takes)."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def padded_rank(rank: int) -> int:
+    """Ranks are padded to a power of two; zero columns stay zero through silu(0) * 0."""
+    return block(rank)
