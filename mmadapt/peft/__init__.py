@@ -3,6 +3,7 @@
 from mmadapt.peft._register import register_tuner
 from mmadapt.peft.components import components
 from mmadapt.peft.pill.config import PILL, PillConfig
+from mmadapt.peft.pill.explain import WrapperReport, explain
 from mmadapt.peft.pill.gate_profile import GateProfile, gate_profile
 from mmadapt.peft.pill.meta_llama import convert_meta_llama
 from mmadapt.peft.pill.model import PillModel
@@ -13,8 +14,10 @@ __all__ = [
     "GateProfile",
     "PillConfig",
     "PillModel",
+    "WrapperReport",
     "components",
     "convert_meta_llama",
+    "explain",
     "from_released",
     "gate_profile",
     "set_stage",

@@ -8,11 +8,19 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from mmadapt.peft import explain
+
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("conftest.py"))
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
 
-KIND = {"ddp": "blip2", "ddp_without_pixels": "llava", "fsdp2": "blip2"}
+KIND = {
+    "ddp": "blip2",
+    "ddp_without_pixels": "llava",
+    "fsdp2": "blip2",
+    "fsdp2_norms": "blip2",  # norms train and are sharded one by one
+    "fsdp2_norms_by_layer": "blip2",  # norms train and are sharded with their layer
+}
 
 
 def batches(kind):
@@ -25,6 +33,10 @@ def batches(kind):
 
 def model_for(mode, stage, checkpointing=False):
     model = tiny.make_pill(KIND[mode], stage=stage).train()
+    if "norms" in mode:
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name and ".language_model." in name:
+                parameter.requires_grad_()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -48,25 +60,29 @@ def step(model):
                 parameter.sub_(parameter.grad, alpha=0.1)
 
 
-def shard(model):
+def shard(model, leaves):
     from torch.distributed.fsdp import fully_shard
 
-    base = model.get_base_model()
-    for layer in base.language_model.model.layers:
-        fully_shard(layer)
-    for module in model.modules():  # as Trainer's policy for PEFT: leaves with a trained weight
+    # As Trainer's policy for PEFT: leaves with a trained weight, then layers.
+    for module in list(model.modules()) if leaves else ():
         weight = getattr(module, "weight", None)
         leaf = isinstance(weight, torch.nn.Parameter) and not list(module.children())
         if leaf and weight.requires_grad:
             fully_shard(module)
+    for layer in model.get_base_model().language_model.model.layers:
+        fully_shard(layer)
     fully_shard(model)
     return model
 
 
 def check(mode, stage, rank, steps=2):
     expected = expected_gradients(mode, stage, steps)
-    model = model_for(mode, stage, checkpointing=mode == "fsdp2")
-    parallel = shard(model) if mode == "fsdp2" else DistributedDataParallel(model)
+    sharded = mode.startswith("fsdp2")
+    model = model_for(mode, stage, checkpointing=sharded)
+    leaves = mode != "fsdp2_norms_by_layer"
+    parallel = shard(model, leaves) if sharded else DistributedDataParallel(model)
+    fused = {report.fused for report in explain(model)}
+    assert fused == {mode != "fsdp2_norms"}, explain(model)
     batch = batches(KIND[mode])[rank]
     for _ in range(steps):
         parallel.zero_grad()

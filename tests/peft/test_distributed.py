@@ -15,6 +15,7 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
     "cases",
     [
         ["ddp:instruct", "fsdp2:instruct", "ddp_without_pixels:align"],
+        ["fsdp2_norms:instruct", "fsdp2_norms_by_layer:instruct"],
         pytest.param(
             ["ddp:align", "fsdp2:align", "ddp_without_pixels:instruct"], marks=pytest.mark.slow
         ),

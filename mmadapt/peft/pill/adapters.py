@@ -20,8 +20,13 @@ def new_adapter(kind: str, dim: int, rank: int, *, identity: bool = True) -> Ada
     return adapter
 
 
-def apply_adapters(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None) -> Tensor:
-    """`x + A_e(x)` with `e = expert[t]` for each token; `expert=None` means the first adapter.
+def apply_adapters(
+    adapters: Sequence[Adapter],
+    x: Tensor,
+    expert: Tensor | None,
+    norm: tuple[Tensor, float] | None = None,
+) -> Tensor:
+    """`n + A_e(n)` with `e = expert[t]` for each token; `expert=None` means the first adapter.
 
     All adapters are part of the autograd graph, also those that no token is routed to: they get
     zero gradients, not None, so that ranks with different batches reduce the same parameters.
@@ -30,13 +35,15 @@ def apply_adapters(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None
         adapters: one or several adapters of the same kind and size.
         x: [..., dim].
         expert: integer tensor of shape `x.shape[:-1]`.
+        norm: weight and epsilon of `n = rms_norm(x)`, for SwiGLU adapters; else `n = x`.
     """
     if expert is None and len(adapters) > 1:
         expert = x.new_zeros(x.shape[:-1], dtype=torch.int32)
     if isinstance(adapters[0], LinearAdapter):
         return _apply_linear(adapters, x, expert)
-    gate, down, up = (_stack(adapters, name, x.dtype) for name in ("gate", "down", "up"))
-    return ops.swiglu_adapter(x, gate, down, up, expert=expert)
+    gate, down, up = stacked(adapters, x.dtype)
+    residual = "input" if norm is None else "norm"
+    return ops.swiglu_adapter(x, gate, down, up, expert=expert, norm=norm, residual=residual)
 
 
 def apply_gate(gate: ModalityGate, values: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
@@ -55,6 +62,11 @@ def _apply_linear(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None)
         here = expert.unsqueeze(-1) == torch.arange(len(adapters), device=x.device)
         hidden = (hidden.unflatten(-1, (len(adapters), -1)) * here.unsqueeze(-1)).flatten(-2)
     return x + F.linear(hidden, up).to(x.dtype)
+
+
+def stacked(adapters: Sequence[SwiGLUAdapter], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """gate, down, up with one leading entry per adapter, as the ops take them beside `dtype`."""
+    return tuple(_stack(adapters, name, dtype) for name in ("gate", "down", "up"))
 
 
 def _stack(adapters: Sequence[Adapter], name: str, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmadapt.nn import ModalityGate
+from mmadapt.nn import LinearAdapter, ModalityGate, SwiGLUAdapter
 from mmadapt.peft.modality import LayerSlot, check_known
 from mmadapt.peft.pill.adapters import apply_adapters, apply_gate, new_adapter
 from mmadapt.peft.pill.config import PillConfig
@@ -14,7 +14,7 @@ from mmadapt.peft.pill.layer import ATTENTION, GATE, PillLayer
 
 
 class PillAttention(PillLayer):
-    """Wraps `self_attn`: `attn(x + A(x))`, where the values of image tokens are scaled per head.
+    """Wraps `self_attn`: `attn(n + A(n))`, where the values of image tokens are scaled per head.
 
     The gate is a forward hook on the inner `v_proj`, which this wrapper owns: values are gated
     before the cache and the attention kernel, so every attention backend works and the cache holds
@@ -78,15 +78,19 @@ class PillAttention(PillLayer):
         """Whether the active adapter gates this layer's values."""
         return self.part(GATE) is not None
 
+    def first_adapters(self) -> list[SwiGLUAdapter | LinearAdapter]:
+        adapter = self.part(ATTENTION)
+        return [] if adapter is None else [adapter]
+
     def forward(self, hidden_states: Tensor, *args: Any, modality_ids: Any = None, **kwargs: Any):
-        current = self.current
+        norm, current = self.take_norm(hidden_states), self.current
         if current is None:
             self.slot.modality_ids = None
             return self.base_layer(hidden_states, *args, **kwargs)
         self.slot.modality_ids = self._ids(current, modality_ids, hidden_states)
-        adapter = self.part(ATTENTION)
-        if adapter is not None:
-            hidden_states = apply_adapters([adapter], hidden_states, None)
+        adapters = self.first_adapters()
+        if adapters:
+            hidden_states = apply_adapters(adapters, hidden_states, None, norm)
         if not self._repeats_heads():
             return self.base_layer(hidden_states, *args, **kwargs)
         groups, self.base_layer.num_key_value_groups = self.groups, 1

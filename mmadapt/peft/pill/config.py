@@ -55,6 +55,8 @@ class PillConfig(PeftConfig):
         stage: `"align"`, stage 1: no gate, the last layer's experts are swapped while training,
             trains the vision experts and the projector; `"instruct"`, stage 2: trains everything.
         decode_modality: what tokens that are decoded with a cache are; None means `"text"`.
+        fuse_norms: whether a norm in front of an adapter is computed by the adapter's operator, in
+            layers where that is recognised to be the same; `mmadapt.peft.explain` tells where.
         target_modules: narrows the adapted wrappers (paths ending in `self_attn` or `mlp`), as a
             regular expression for the whole path or a list of path endings.
         exclude_modules: as `target_modules`, for what to leave out.
@@ -72,6 +74,7 @@ class PillConfig(PeftConfig):
     projector: Literal["linear", "full", "frozen"] | None = None
     stage: Stage = "instruct"
     decode_modality: Literal["text", "image"] | None = None
+    fuse_norms: bool = True
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None

@@ -1,13 +1,17 @@
 """What the three PILL wrappers have in common: adapters by name, one of them active, a stage."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
+from mmadapt.nn import LinearAdapter, SwiGLUAdapter
 from mmadapt.peft.pill.config import PillConfig
+
+if TYPE_CHECKING:
+    from mmadapt.peft.pill.deferred_norm import DeferredNorm, Norm
 
 PREFIX = "mmadapt_pill_"
 VISION = PREFIX + "vision"
@@ -30,6 +34,10 @@ class PillLayer(nn.Module, BaseTunerLayer):
 
     Adapters sit in `nn.ModuleDict`s keyed by adapter name, one per part, whose attribute names
     start with `mmadapt_pill_`. Attributes that are not found here are the base layer's.
+
+    Attributes:
+        deferred_norm: the norm in front of this wrapper if it can leave its work to it.
+        norm_reason: else why it cannot; None where there is no norm to speak of.
     """
 
     other_param_names = ("mmadapt_pill_config",)
@@ -44,6 +52,8 @@ class PillLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
         self.merged_adapters: list[str] = []
+        self.deferred_norm: DeferredNorm | None = None
+        self.norm_reason: str | None = None
 
     def update_layer(self, adapter_name: str, config: PillConfig) -> None:
         """Add the adapter `adapter_name`, on the device and in the dtype of the base layer."""
@@ -70,6 +80,25 @@ class PillLayer(nn.Module, BaseTunerLayer):
         current = self.current
         parts = getattr(self, name)
         return parts[current] if current is not None and current in parts else None
+
+    def first_adapters(self) -> list[SwiGLUAdapter | LinearAdapter]:
+        """The active adapter's modules that run on the input of this wrapper, by expert."""
+        return []
+
+    def norm_refusal(self) -> str | None:
+        """Why the active adapter cannot compute the norm in front of it; None if it can."""
+        adapters = self.first_adapters()
+        if not adapters:
+            return "no adapter is active here"
+        if not self.mmadapt_pill_config[self.current].fuse_norms:
+            return "PillConfig.fuse_norms is False"
+        if not isinstance(adapters[0], SwiGLUAdapter):
+            return "the fused op has no linear adapter"
+        return None
+
+    def take_norm(self, x: Tensor) -> "Norm | None":
+        """Weight and epsilon of a norm that has left its work on `x` to this wrapper."""
+        return None if self.deferred_norm is None else self.deferred_norm.take(x)
 
     def set_adapter(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -104,6 +133,8 @@ class PillLayer(nn.Module, BaseTunerLayer):
         """The bare base layer. PEFT calls this from `unload`."""
         if merge:
             self.merge(safe_merge, adapter_names)
+        if self.deferred_norm is not None:
+            self.deferred_norm.remove()
         return self.base_layer
 
     def _get_base_layer_device_and_dtype(

@@ -1,18 +1,22 @@
 """The FFN with PILL's modality experts in front (MoMAE; docs/pill.md)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mmadapt.nn import LinearAdapter, SwiGLUAdapter
 from mmadapt.peft.modality import LayerSlot
 from mmadapt.peft.pill.adapters import apply_adapters, new_adapter
 from mmadapt.peft.pill.config import PillConfig
 from mmadapt.peft.pill.layer import SHARED, TEXT, VISION, PillLayer
 
+if TYPE_CHECKING:
+    from mmadapt.peft.pill.deferred_norm import Norm
+
 
 class PillMlp(PillLayer):
-    """Wraps `mlp`: `mlp(x + A(x))`, A the vision expert at image tokens and else the text expert.
+    """Wraps `mlp`: `mlp(n + A(n))`, A the vision expert at image tokens and else the text expert.
 
     While training the align stage the last layer is routed the other way round: nothing reads
     its image tokens, so its vision expert would get no gradient. Evaluation never does that.
@@ -39,19 +43,27 @@ class PillMlp(PillLayer):
             for name in names
         }
 
+    def first_adapters(self) -> list[SwiGLUAdapter | LinearAdapter]:
+        parts = (self.part(name) for name in (SHARED, TEXT, VISION))
+        return [part for part in parts if part is not None]
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any):
+        norm = self.take_norm(hidden_states)
         ids, current = self.slot.take(), self.current
         if current is not None:
-            hidden_states = self._adapt(hidden_states, ids, self.mmadapt_pill_config[current])
+            config = self.mmadapt_pill_config[current]
+            hidden_states = self._adapt(hidden_states, ids, config, norm)
         return self.base_layer(hidden_states, *args, **kwargs)
 
-    def _adapt(self, x: Tensor, ids: Tensor | None, config: PillConfig) -> Tensor:
+    def _adapt(
+        self, x: Tensor, ids: Tensor | None, config: PillConfig, norm: "Norm | None"
+    ) -> Tensor:
+        adapters = self.first_adapters()
         if config.experts == "shared":
-            return apply_adapters([self.part(SHARED)], x, None)
-        text, vision = self.part(TEXT), self.part(VISION)
+            return apply_adapters(adapters, x, None, norm)
         if self.is_last and self.training and config.stage == "align":
             everywhere = x.new_zeros(x.shape[:-1], dtype=torch.int32)
             ids = 1 - (everywhere if ids is None else ids)
         if ids is None and not torch.is_grad_enabled():
-            return apply_adapters([text], x, None)
-        return apply_adapters([text, vision], x, ids)
+            return apply_adapters(adapters[:1], x, None, norm)
+        return apply_adapters(adapters, x, ids, norm)

@@ -13,6 +13,8 @@ from mmadapt.peft.loading import require_complete_load
 from mmadapt.peft.modality import LayerSlot, install_plumbing, remove_plumbing
 from mmadapt.peft.pill.attention import PillAttention
 from mmadapt.peft.pill.config import PillConfig
+from mmadapt.peft.pill.deferred_norm import defer_norms
+from mmadapt.peft.pill.explain import WrapperReport, explain
 from mmadapt.peft.pill.layer import CANNOT_MERGE, PREFIX, PillLayer
 from mmadapt.peft.pill.mlp import PillMlp
 from mmadapt.peft.pill.projector import PillProjector
@@ -81,6 +83,11 @@ class PillModel(BaseTuner):
         projectors = [m for m in model.modules() if isinstance(m, PillProjector)]
         self._plumbing = install_plumbing(model, projectors[0].anchor if projectors else None)
         require_complete_load(model, self.prefix)
+        defer_norms(model)
+
+    def explain(self, tokens: int = 1024) -> list[WrapperReport]:
+        """`mmadapt.peft.explain` of this model."""
+        return explain(self.model, tokens)
 
     def train(self, mode: bool = True) -> "PillModel":
         """As `nn.Module.train`, but frozen encoders stay in eval mode: their dropout is off."""
