@@ -6,12 +6,19 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 # One OpenMP thread per test process: the suite is many small tensors on two processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
+# The Triton of torch 2.11's wheels, older than the pinned one: the kernels must work with both.
+TRITON_OLD     := 3.6.0
+TRITON_OLD_DIR ?= $(VENV)/triton-$(TRITON_OLD)
+TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.py)
+
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help venv build test test-slow test-peft demo bench lint format clean
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90 demo bench bench-gpu lint format \
+	clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | bench | lint | format | build | venv | clean"
+	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
+	@echo "     format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmadapt needs Python 3.11 or newer; set PYTHON=")'
@@ -38,11 +45,27 @@ test-slow: venv
 test-peft: venv
 	OMP_NUM_THREADS=1 $(PY) tests/peft_suite/run.py -n 2
 
+$(TRITON_OLD_DIR): | venv
+	rm -rf $@.part
+	$(PIP) install --no-deps --target $@.part triton==$(TRITON_OLD)
+	mv $@.part $@
+
+test-triton36: venv $(TRITON_OLD_DIR)
+	PYTHONPATH=$(TRITON_OLD_DIR) $(PY) -c 'import triton; assert triton.__version__ == "$(TRITON_OLD)"'
+	PYTHONPATH=$(TRITON_OLD_DIR) $(PYTEST) -n 2 -m "not slow and not gpu" $(TRITON_TESTS)
+
+# Registers, stack and shared memory of every kernel on sm_90, compiled here without a GPU.
+sm90: venv
+	OMP_NUM_THREADS=1 $(PY) -W ignore tests/kernels/sm90.py --slow
+
 demo: venv
 	$(VENV)/bin/mmadapt demo
 
 bench: venv
 	$(PY) -m bench
+
+bench-gpu: venv
+	$(PY) -m bench.run goals
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -1,8 +1,9 @@
 """Fill in the README's numbers from committed records: `python docs/update_readme.py [--check]`.
 
 Between `<!-- demo:begin -->` and `<!-- demo:end -->` goes the demo's result (docs/demo), between
-the `bench` marks the newest record of bench/results. `--check` changes nothing and fails when the
-README is not what the records say.
+the `bench` marks the newest CPU record of bench/results, between the `gpu` marks the goals of the
+newest GPU record there. `--check` changes nothing and fails when the README is not what the records
+say.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ README = ROOT / "README.md"
 
 def main(arguments: list[str]) -> int:
     text = README.read_text(encoding="utf-8")
-    filled = fill(fill(text, "demo", demo_table()), "bench", bench_table())
+    tables = {"demo": demo_table(), "bench": bench_table(), "gpu": gpu_table()}
+    filled = text
+    for name, content in tables.items():
+        filled = fill(filled, name, content)
     if "--check" in arguments:
         if filled != text:
             print("README.md differs from the records; run python docs/update_readme.py")
@@ -91,6 +95,51 @@ def bench_table() -> str:
         f"Record: [{record.name}]({record.relative_to(ROOT)}).",
     ]
     return "\n".join(lines)
+
+
+NO_GPU_RECORD = "No GPU has been measured for this table yet."
+
+
+def gpu_table(folder: Path = ROOT / "bench" / "results") -> str:
+    """Every goal of the newest GPU run that measured goals: value, bound, met or not."""
+    runs = [run for path in folder.glob("*.jsonl") for run in _goal_runs(path)]
+    if not runs:
+        return NO_GPU_RECORD
+    path, machine, goals = max(runs, key=lambda run: run[1]["time"])
+    lines = ["| operator | case | what | measured | goal | met |", f"|{'---|' * 6}"]
+    for goal in goals:
+        bound = f"{'at least' if goal['at_least'] else 'at most'} {goal['bound']:g} {goal['unit']}"
+        measured = "-" if goal["measured"] is None else f"{goal['measured']:.2f} {goal['unit']}"
+        verdict = {True: "yes", False: "no", None: "not measured"}[goal["met"]]
+        cells = [goal["suite"], goal["case"], goal["goal"], measured, bound, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    spreads = [goal["aa_spread"] for goal in goals if goal["aa_spread"] is not None]
+    equal = f"; equal code differed by up to {100 * max(spreads):.1f} %" if spreads else ""
+    ceilings = machine["ceilings"]
+    lines += [
+        "",
+        f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, bf16, cold "
+        f"cache; in the same run a large copy reached {ceilings['bytes_per_s'] * 1e-12:.2f} TB/s and an "
+        f"8192³ product {ceilings['flops_per_s'] * 1e-12:.0f} TFLOP/s{equal}. "
+        f"Record: [{path.name}]({_relative(path)}).",
+    ]
+    return "\n".join(lines)
+
+
+def _goal_runs(path: Path) -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """The GPU runs of a record that hold goals; a record may hold several runs."""
+    found: list[tuple[Path, dict[str, Any], list[dict[str, Any]]]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["kind"] == "run":
+            found.append((path, row, []))
+        elif row["kind"] == "goal":
+            found[-1][2].append(row)
+    return [run for run in found if run[1]["gpu"] and run[2]]
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 if __name__ == "__main__":

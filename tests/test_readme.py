@@ -1,6 +1,7 @@
 """The README does what it says: its examples run, its numbers are the records'."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -29,11 +30,63 @@ def test_examples_run(code, tmp_path, monkeypatch):
     exec(code, {"model": LlamaForCausalLM(config)})
 
 
-def test_numbers_are_those_of_the_records():
+@pytest.fixture
+def update():
     spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs/update_readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main(["--check"]) == 0
+    return module
+
+
+def test_numbers_are_those_of_the_records(update):
+    assert update.main(["--check"]) == 0
+
+
+def gpu_run(time, gpu="NVIDIA H200", **measured):
+    run = {
+        "kind": "run",
+        "time": time,
+        "gpu": gpu,
+        "torch": "2.11.0",
+        "triton": "3.6.0",
+        "ceilings": {"bytes_per_s": 4.2e12, "flops_per_s": 7e14},
+    }
+    goals = [
+        {
+            "kind": "goal",
+            "suite": suite,
+            "case": "8192 x 4096",
+            "goal": "forward, over a copy of x",
+            "measured": value,
+            "bound": 1.65,
+            "at_least": False,
+            "unit": "x",
+            "met": None if value is None else value <= 1.65,
+            "aa_spread": 0.012,
+        }
+        for suite, value in measured.items()
+    ]
+    return [run, {"kind": "row"}, *goals]
+
+
+def test_gpu_table_is_of_the_newest_run_with_goals(update, tmp_path):
+    def write(name, *runs):
+        lines = [json.dumps(row) for run in runs for row in run]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+
+    assert update.gpu_table(tmp_path) == update.NO_GPU_RECORD
+    write("c.jsonl", gpu_run("2026-12-03", gpu=None, adapter=9.0), gpu_run("2026-12-04"))
+    assert update.gpu_table(tmp_path) == update.NO_GPU_RECORD
+    newest = gpu_run("2026-12-02", adapter=1.5, routed=2.0, gate=None)
+    write("a.jsonl", gpu_run("2026-11-30", adapter=3.0), newest)
+    write("b.jsonl", gpu_run("2026-12-01", adapter=4.0))
+    text = update.gpu_table(tmp_path)
+    first, second, third = text.splitlines()[2:5]
+    assert "| adapter | 8192 x 4096 | forward, over a copy of x | 1.50 x |" in first
+    assert first.endswith("| at most 1.65 x | yes |")
+    assert second.endswith("| 2.00 x | at most 1.65 x | no |")
+    assert third.endswith("| - | at most 1.65 x | not measured |")
+    assert "4.20 TB/s" in text and "up to 1.2 %" in text and "a.jsonl" in text
 
 
 def test_linked_files_exist():

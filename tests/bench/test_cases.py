@@ -1,0 +1,101 @@
+"""Every suite builds, every provider computes the same thing, inputs rotate, memory is counted."""
+
+import pytest
+import torch
+
+from bench import goals, probes
+from bench.case import BOTH, FORWARD, KINDS
+from bench.cases import cp_linear, gate, is_image, routed
+from bench.gate import Gate
+from bench.run import SUITES, suite
+from tests.bench.conftest import CPU
+
+SMALL = {
+    "adapter": (48, 16, 8),
+    "routed": (48, 16, 8),
+    "gate": (64, 4, 8),
+    "cp_linear": (40, 24, 4),
+}
+SLOW = ("compile", "triton")
+VARIANTS = [(name, variant) for name in SUITES for variant in suite(name).VARIANTS]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_provider_computes_the_formula(name, variant):
+    case = suite(name).build(SMALL[name], variant, torch.bfloat16, CPU)
+    gate = Gate(case)
+    for provider, entry in case.providers.items():
+        if provider in SLOW:
+            continue
+        for kind in KINDS:
+            results = case.make(provider, kind)(0)
+            if entry.gated:
+                gate.check(results, kind)
+    assert set(case.moved) == set(case.flops) == set(KINDS)
+    assert 0 < case.moved[FORWARD] < case.moved[BOTH]
+    assert 0 < case.flops[FORWARD] < case.flops[BOTH]
+
+
+def test_defaults_are_variants():
+    for name in SUITES:
+        module = suite(name)
+        assert set(module.DEFAULT_VARIANTS) <= set(module.VARIANTS)
+        assert all(len(shape) == 3 for shape in module.SHAPES)
+
+
+def test_inputs_rotate_until_they_exceed_the_cache(case):
+    x = case.activations["x"]
+    case.rotate(FORWARD, 5 * x.nbytes)
+    assert len(case.slots) == len(case.dys) == 5
+    assert len({slot["x"].data_ptr() for slot in case.slots}) == 5
+    assert all(torch.equal(slot["x"], x) and slot["x"].requires_grad for slot in case.slots)
+    case.rotate(BOTH, 5 * x.nbytes)
+    assert len(case.slots) == 5
+    first, last = (case.make("eager", BOTH)(slot) for slot in (0, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_weights_are_the_same_in_every_call(case):
+    case.rotate(BOTH, 10**6)
+    assert case.tensors(0)["gate"] is case.tensors(1)["gate"]
+
+
+def test_image_tokens_come_in_runs():
+    image = is_image(1024, CPU)
+    assert image[:32].all() and not image[32:512].any() and image[512:544].all()
+
+
+def test_the_frozen_product_differentiates_x_only():
+    case = cp_linear.build(SMALL["cp_linear"], "group", torch.bfloat16, CPU)
+    results = case.make("frozen-gemm", BOTH)(0)
+    assert [r is None for r in results] == [False] * 4 + [True] * 5
+
+
+def test_saved_bytes_leave_out_what_the_caller_holds():
+    case = routed.build((48, 16, 8), "norm", torch.bfloat16, CPU)
+    # Pre-activations of gate and down in bf16, the norm's statistics in fp32.
+    assert probes.saved_bytes(case, "reference") == 48 * (2 * 8 * 2 + 4)
+    assert probes.saved_bytes(case, "where") > 48 * (2 * 8 * 2 + 4)
+
+
+def test_probes_without_a_gpu(case):
+    assert probes.launches(case.make("eager", BOTH), CPU) is None
+    assert probes.memory(case, "eager", FORWARD) == {"peak_bytes": None, "saved_bytes": None}
+
+
+def test_bytes_of_the_gate_grow_with_what_it_returns():
+    static, projected = (
+        gate.build(SMALL["gate"], v, torch.bfloat16, CPU) for v in ("static", "projected")
+    )
+    assert static.moved[FORWARD] == 2 * 2 * 64 * 32
+    assert projected.moved[BOTH] > static.moved[BOTH]
+
+
+def test_goals_name_providers_that_exist():
+    small = {p.suite.__name__.rpartition(".")[2]: p for p in goals.PROBLEMS}
+    for name, problem in small.items():
+        case = problem.suite.build(SMALL[name], problem.variant, torch.bfloat16, CPU)
+        for each in goals.PROBLEMS:
+            if each.suite is problem.suite:
+                assert set(each.providers) <= case.providers.keys()
+                assert each.goals
