@@ -22,7 +22,10 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
     block,
     dot,
     load_tile,
+    padded_experts,
     padded_rank,
+    pick,
+    place,
     route,
     sigmoid,
     store_tile,
@@ -33,67 +36,69 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
 @triton.jit
 def _project(
     dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, first,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
-    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
-    ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dy up ``[BM, BR]`` over columns first..first+LENGTH; with SIDE also sum of dy * x * g."""
-    dh = tl.zeros((BM, BR), tl.float32)
-    side = tl.zeros((BM,), tl.float32)
-    if ROUTED and not SHARED_UP:
-        if SIDE and high < 0:
-            side = _side(dy_ptr, x_ptr, weight_ptr, rows, first, D, BM, BK, LENGTH, EVEN_D, STAGES)
-        for e in range(E):
-            if (e >= low) & (e <= high):
-                part, side = _product(
-                    dy_ptr, up_ptr + e * D * M, x_ptr, weight_ptr, rows, ranks, first,
-                    D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
-                )  # fmt: skip
-                dh = tl.where((ids == e)[:, None], part, dh)
-    else:
-        dh, side = _product(
-            dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, first,
+    if not ROUTED or SHARED_UP:
+        return _product(
+            dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ranks < M, first,
             D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
         )  # fmt: skip
+    dh = tl.zeros((BM, BR), tl.float32)
+    side = tl.zeros((BM,), tl.float32)
+    if low == high:
+        dh, side = _product(
+            dy_ptr, up_ptr + tl.maximum(low, 0) * D * M, x_ptr, weight_ptr, rows, ranks, ranks < M,
+            first, D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+        )  # fmt: skip
+    else:
+        if EP > 0:
+            flat = tl.arange(0, EP * BR)
+            owner, rank = flat // BR, flat % BR
+            all_dh, side = _product(
+                dy_ptr, up_ptr, x_ptr, weight_ptr, rows, owner * D * M + rank,
+                (rank < M) & (owner < E), first, D, M, BM, EP * BR, BK, LENGTH, EVEN_D,
+                EVEN_M and EP == E, SIDE, PRECISION, STAGES if EP * BR <= 64 else 2,
+            )  # fmt: skip
+            dh = pick(all_dh, ids, EP, BM, BR)
+        else:
+            for e in range(E):
+                if (e >= low) & (e <= high):
+                    part, side = _product(
+                        dy_ptr, up_ptr + e * D * M, x_ptr, weight_ptr, rows, ranks, ranks < M,
+                        first, D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+                    )  # fmt: skip
+                    dh = tl.where((ids == e)[:, None], part, dh)
     return dh, side
 
 
 @triton.jit
 def _product(
-    dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, first,
-    D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    dy_ptr, up_ptr, x_ptr, weight_ptr, rows, weight_cols, weight_ok, first,
+    D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
     LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, SIDE: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    dh = tl.zeros((BM, BR), tl.float32)
+    """dy times the `weight_cols` of up, ``[BM, BC]``."""
+    dh = tl.zeros((BM, BC), tl.float32)
     side = tl.zeros((BM,), tl.float32)
     for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
         cols = first + k + tl.arange(0, BK)
-        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D)
-        w = load_tile(up_ptr, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(dy.dtype)
-        dh = dot(dy, w, dh, PRECISION)
+        ok = cols < D
+        dy = load_tile(dy_ptr, rows, cols, D, rows >= 0, ok, False, not EVEN_D)
+        w = load_tile(up_ptr, cols, weight_cols, M, ok, weight_ok, not EVEN_D, not EVEN_M)
+        dh = dot(dy, w.to(dy.dtype), dh, PRECISION)
         if SIDE:
             side += _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
     return dh, side
 
 
 @triton.jit
-def _side(
-    dy_ptr, x_ptr, weight_ptr, rows, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    side = tl.zeros((BM,), tl.float32)
-    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
-        cols = first + k + tl.arange(0, BK)
-        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D)
-        side += _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
-    return side
-
-
-@triton.jit
 def _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
-    x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+    x = load_tile(x_ptr, rows, cols, D, rows >= 0, cols < D, False, not EVEN_D).to(tl.float32)
     weight = _weight(weight_ptr, cols, D, EVEN_D)
     return tl.sum(dy.to(tl.float32) * x * weight[None, :], 1)
 
@@ -112,8 +117,8 @@ def _activate(
     SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
 ):  # fmt: skip
     """dz of gate and down, and sum_j dz_j z_j; saves dz * rstd and scale * h of rows in `keep`."""
-    zg = load_tile(zg_ptr, rows, ranks, M, 0, M, False, not EVEN_M).to(tl.float32)
-    zd = load_tile(zd_ptr, rows, ranks, M, 0, M, False, not EVEN_M).to(tl.float32)
+    zg = load_tile(zg_ptr, rows, ranks, M, keep, ranks < M, False, not EVEN_M).to(tl.float32)
+    zd = load_tile(zd_ptr, rows, ranks, M, keep, ranks < M, False, not EVEN_M).to(tl.float32)
     dh = dh * scale
     if ROUTED:  # dy may hold anything where no expert is at work, and z is 0
         dh = tl.where((ids >= 0)[:, None], dh, 0.0)
@@ -137,72 +142,96 @@ def _activate(
 def _expand(
     dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z, side,
     rows, inside, ids, low, high, first,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
-    ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx for columns first..first+LENGTH."""
-    dzg = dzg.to(dy_ptr.dtype.element_ty)
-    dzd = dzd.to(dy_ptr.dtype.element_ty)
     ranks = tl.arange(0, MP)
     rstd = tl.zeros((BM,), tl.float32) + 1.0
     pull = tl.zeros((BM,), tl.float32)
     if NORM:
         rstd = tl.load(rstd_ptr + rows)
         pull = rstd * rstd / D * (dot_z + rstd * side)
-    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
     if ROUTED:
         if low == high:
-            offset = tl.maximum(low, 0) * M * D
-            for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
-                cols = first + (last - c) + tl.arange(0, BN)
-                acc = _columns(
-                    gate_ptr + offset, down_ptr + offset, dzg, dzd, ranks, cols,
-                    D, M, EVEN_D, EVEN_M, PRECISION,
-                )  # fmt: skip
-                _write(
-                    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
-                    D, EVEN_D, ROUTED, NORM, RESIDUAL,
-                )  # fmt: skip
-        else:
-            for c in tl.range(0, LENGTH, BN, num_stages=1):
-                cols = first + (last - c) + tl.arange(0, BN)
-                acc = tl.zeros((BM, BN), tl.float32)
-                for e in range(E):
-                    if (e >= low) & (e <= high):
-                        part = _columns(
-                            gate_ptr + e * M * D, down_ptr + e * M * D, dzg, dzd, ranks, cols,
-                            D, M, EVEN_D, EVEN_M, PRECISION,
-                        )  # fmt: skip
-                        acc = tl.where((ids == e)[:, None], part, acc)
-                _write(
-                    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
-                    D, EVEN_D, ROUTED, NORM, RESIDUAL,
-                )  # fmt: skip
-    else:
-        for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
-            cols = first + (last - c) + tl.arange(0, BN)
-            acc = _columns(
-                gate_ptr, down_ptr, dzg, dzd, ranks, cols, D, M, EVEN_D, EVEN_M, PRECISION
-            )
-            _write(
-                dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
-                D, EVEN_D, ROUTED, NORM, RESIDUAL,
+            _columns(
+                dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd,
+                tl.maximum(low, 0) * M + ranks, ranks < M, rstd, pull, rows, inside, ids, first,
+                D, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
             )  # fmt: skip
+        else:
+            if EP > 0:
+                flat = tl.arange(0, EP * MP)
+                owner, rank = flat // MP, flat % MP
+                _columns(
+                    dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr,
+                    place(dzg, ids, EP, BM, MP), place(dzd, ids, EP, BM, MP), owner * M + rank,
+                    (rank < M) & (owner < E), rstd, pull, rows, inside, ids, first, D, BN, LENGTH,
+                    EVEN_D, EVEN_M and EP == E, ROUTED, NORM, RESIDUAL, PRECISION,
+                    STAGES if EP * MP <= 64 else 2,
+                )  # fmt: skip
+            else:
+                half_g = dzg.to(dy_ptr.dtype.element_ty)
+                half_d = dzd.to(dy_ptr.dtype.element_ty)
+                for c in tl.range(0, LENGTH, BN, num_stages=1):
+                    cols = first + c + tl.arange(0, BN)
+                    acc = tl.zeros((BM, BN), tl.float32)
+                    for e in range(E):
+                        if (e >= low) & (e <= high):
+                            part = _product_of_z(
+                                gate_ptr, down_ptr, half_g, half_d, e * M + ranks, ranks < M, cols,
+                                D, EVEN_D, EVEN_M, PRECISION,
+                            )  # fmt: skip
+                            acc = tl.where((ids == e)[:, None], part, acc)
+                    _write(
+                        dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+                        D, EVEN_D, ROUTED, NORM, RESIDUAL,
+                    )  # fmt: skip
+    else:
+        _columns(
+            dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd, ranks, ranks < M,
+            rstd, pull, rows, inside, ids, first,
+            D, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit
 def _columns(
-    gate_ptr, down_ptr, dzg, dzd, ranks, cols,
-    D: tl.constexpr, M: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
-    PRECISION: tl.constexpr,
+    dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd, weight_rows, weight_ok,
+    rstd, pull, rows, inside, ids, first,
+    D: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """All column blocks, the last first; dz times the `weight_rows` of gate and down."""
+    dzg = dzg.to(dy_ptr.dtype.element_ty)
+    dzd = dzd.to(dy_ptr.dtype.element_ty)
+    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
+    for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+        cols = first + (last - c) + tl.arange(0, BN)
+        acc = _product_of_z(
+            gate_ptr, down_ptr, dzg, dzd, weight_rows, weight_ok, cols,
+            D, EVEN_D, EVEN_M, PRECISION,
+        )  # fmt: skip
+        _write(
+            dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+            D, EVEN_D, ROUTED, NORM, RESIDUAL,
+        )  # fmt: skip
+
+
+@triton.jit
+def _product_of_z(
+    gate_ptr, down_ptr, dzg, dzd, weight_rows, weight_ok, cols,
+    D: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dz_gate gate + dz_down down for a block of columns."""
-    wg = load_tile(gate_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(dzg.dtype)
-    wd = load_tile(down_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(dzg.dtype)
-    acc = dot(dzg, wg, None, PRECISION)
-    return dot(dzd, wd, acc, PRECISION)
+    ok = cols < D
+    wg = load_tile(gate_ptr, weight_rows, cols, D, weight_ok, ok, not EVEN_M, not EVEN_D)
+    wd = load_tile(down_ptr, weight_rows, cols, D, weight_ok, ok, not EVEN_M, not EVEN_D)
+    acc = dot(dzg, wg.to(dzg.dtype), None, PRECISION)
+    return dot(dzd, wd.to(dzg.dtype), acc, PRECISION)
 
 
 @triton.jit
@@ -215,10 +244,11 @@ def _write(
         acc = tl.where((ids >= 0)[:, None], acc, 0.0)
     dx = acc
     if NORM:
-        x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        x = load_tile(x_ptr, rows, cols, D, rows >= 0, cols < D, False, not EVEN_D).to(tl.float32)
         dx = rstd[:, None] * acc - x * pull[:, None]
     if RESIDUAL != "none":
-        dy = load_tile(dy_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        dy = load_tile(dy_ptr, rows, cols, D, inside, cols < D, False, not EVEN_D)
+        dy = dy.to(tl.float32)
         if RESIDUAL == "norm":
             dy = dy * rstd[:, None] * _weight(weight_ptr, cols, D, EVEN_D)[None, :]
         dx += dy
@@ -229,8 +259,9 @@ def _write(
 def fused_backward_kernel(
     dy_ptr, x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, zg_ptr, zd_ptr, rstd_ptr,
     dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr, EVEN_N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
     PRECISION: tl.constexpr, STAGES_K: tl.constexpr, STAGES_N: tl.constexpr,
@@ -240,7 +271,7 @@ def fused_backward_kernel(
     ranks = tl.arange(0, MP)
     dh, side = _project(
         dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, 0,
-        D, M, E, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
+        D, M, E, EP, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
         RESIDUAL == "norm" and NEED_DX, PRECISION, STAGES_K,
     )  # fmt: skip
     dzg, dzd, dot_z = _activate(
@@ -250,7 +281,7 @@ def fused_backward_kernel(
     if NEED_DX:
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
-            side, rows, inside, ids, low, high, 0, D, M, E, BM, MP, BN, D, EVEN_N, EVEN_M,
+            side, rows, inside, ids, low, high, 0, D, M, E, EP, BM, MP, BN, D, EVEN_N, EVEN_M,
             ROUTED, NORM, RESIDUAL, PRECISION, STAGES_N,
         )  # fmt: skip
 
@@ -258,8 +289,9 @@ def fused_backward_kernel(
 @triton.jit(do_not_specialize=["T"])
 def project_backward_kernel(
     dy_ptr, up_ptr, x_ptr, weight_ptr, expert_ptr, dh_ptr, side_ptr, T,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
-    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr,
     ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -270,7 +302,7 @@ def project_backward_kernel(
     ranks = tl.program_id(1) * BR + tl.arange(0, BR)
     dh, side = _project(
         dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, split * LENGTH,
-        D, M, E, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
+        D, M, E, EP, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
     )  # fmt: skip
     row_of_split = split.to(tl.int64) * T + rows
     store_tile(dh_ptr, dh, row_of_split, ranks, M, inside, M, not EVEN_M)
@@ -282,8 +314,9 @@ def project_backward_kernel(
 def expand_backward_kernel(
     dy_ptr, x_ptr, gate_ptr, down_ptr, expert_ptr, weight_ptr, part_ptr, side_ptr, zg_ptr, zd_ptr,
     rstd_ptr, dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -296,7 +329,7 @@ def expand_backward_kernel(
     side = tl.zeros((BM,), tl.float32)
     for s in tl.static_range(SPLITS):
         of_split = rows + tl.cast(T, tl.int64) * s
-        dh += load_tile(part_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
+        dh += load_tile(part_ptr, of_split, ranks, M, inside, ranks < M, False, not EVEN_M)
         if RESIDUAL == "norm" and NEED_DX:
             side += tl.load(side_ptr + of_split)
     keep = inside & (ids * 0 + tl.program_id(1) == 0)
@@ -307,7 +340,7 @@ def expand_backward_kernel(
     if NEED_DX:
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
-            side, rows, inside, ids, low, high, tl.program_id(1) * LENGTH, D, M, E, BM, MP, BN,
+            side, rows, inside, ids, low, high, tl.program_id(1) * LENGTH, D, M, E, EP, BM, MP, BN,
             LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
         )  # fmt: skip
 
@@ -342,6 +375,7 @@ def launch_backward(
         "D": dim,
         "M": rank,
         "E": experts,
+        "EP": padded_experts(experts, rank),
         "BM": config["BM"],
         "EVEN_M": padded == rank,
         "ROUTED": expert is not None,
@@ -374,10 +408,11 @@ def launch_backward(
     side = x.new_empty(splits if with_side else 0, tokens, dtype=torch.float32)
     length = triton.cdiv(triton.cdiv(dim, splits), bk) * bk
     block_rank = min(config["BR"], padded)
+    side_by_side = common["EP"] if block_rank == padded else 0
     project_backward_kernel[(row_tiles, padded // block_rank, splits)](
         dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, LENGTH=length,
         EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
-        STAGES=config["stages_k"], **common,
+        STAGES=config["stages_k"], **{**common, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length) if needs_dx else 1

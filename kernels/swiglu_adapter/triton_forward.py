@@ -23,7 +23,10 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
     block,
     dot,
     load_tile,
+    padded_experts,
     padded_rank,
+    pick,
+    place,
     route,
     sigmoid,
     store_tile,
@@ -34,68 +37,76 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
 @triton.jit
 def _project(
     x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, first,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
-    BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
-    ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """x gate^T and x down^T ``[BM, BR]`` over columns first..first+LENGTH, and sums of squares."""
+    if not ROUTED:
+        return _products(
+            x_ptr, gate_ptr, down_ptr, rows, ranks, ranks < M, first,
+            D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+        )  # fmt: skip
     zg = tl.zeros((BM, BR), tl.float32)
     zd = tl.zeros((BM, BR), tl.float32)
     squares = tl.zeros((BM,), tl.float32)
-    if ROUTED:
-        if NORM and high < 0:  # nobody projects these rows, but the base may be normalised
-            squares = _squares(x_ptr, rows, first, D, BM, BK, LENGTH, EVEN_D, STAGES)
-        for e in range(E):
-            if (e >= low) & (e <= high):
-                sum_g, sum_d, squares = _products(
-                    x_ptr, gate_ptr + e * M * D, down_ptr + e * M * D, rows, ranks, first,
-                    D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
-                )  # fmt: skip
-                mine = (ids == e)[:, None]
-                zg = tl.where(mine, sum_g, zg)
-                zd = tl.where(mine, sum_d, zd)
-    else:
+    if low == high:
+        only = tl.maximum(low, 0)
         zg, zd, squares = _products(
-            x_ptr, gate_ptr, down_ptr, rows, ranks, first,
-            D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+            x_ptr, gate_ptr, down_ptr, rows, only * M + ranks, ranks < M, first,
+            D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
         )  # fmt: skip
+        routed = (ids >= 0)[:, None]
+        zg = tl.where(routed, zg, 0.0)
+        zd = tl.where(routed, zd, 0.0)
+    else:
+        if EP > 0:
+            flat = tl.arange(0, EP * BR)
+            owner, rank = flat // BR, flat % BR
+            all_g, all_d, squares = _products(
+                x_ptr, gate_ptr, down_ptr, rows, owner * M + rank, (rank < M) & (owner < E), first,
+                D, BM, EP * BR, BK, LENGTH, EVEN_D, EVEN_M and EP == E, NORM, PRECISION,
+                STAGES if EP * BR <= 64 else 2,
+            )  # fmt: skip
+            zg = pick(all_g, ids, EP, BM, BR)
+            zd = pick(all_d, ids, EP, BM, BR)
+        else:
+            for e in range(E):
+                if (e >= low) & (e <= high):
+                    sum_g, sum_d, squares = _products(
+                        x_ptr, gate_ptr, down_ptr, rows, e * M + ranks, ranks < M, first,
+                        D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+                    )  # fmt: skip
+                    mine = (ids == e)[:, None]
+                    zg = tl.where(mine, sum_g, zg)
+                    zd = tl.where(mine, sum_d, zd)
     return zg, zd, squares
 
 
 @triton.jit
 def _products(
-    x_ptr, gate_ptr, down_ptr, rows, ranks, first,
-    D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, NORM: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    x_ptr, gate_ptr, down_ptr, rows, weight_rows, weight_ok, first,
+    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    zg = tl.zeros((BM, BR), tl.float32)
-    zd = tl.zeros((BM, BR), tl.float32)
+    """x times the `weight_rows` of gate and of down, ``[BM, BC]`` each, and sums of squares."""
+    zg = tl.zeros((BM, BC), tl.float32)
+    zd = tl.zeros((BM, BC), tl.float32)
     squares = tl.zeros((BM,), tl.float32)
     for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
         cols = first + k + tl.arange(0, BK)
-        x = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D)
-        wg = load_tile(gate_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(x.dtype)
-        wd = load_tile(down_ptr, ranks, cols, D, M, D, not EVEN_M, not EVEN_D).to(x.dtype)
-        zg = dot(x, tl.trans(wg), zg, PRECISION)
-        zd = dot(x, tl.trans(wd), zd, PRECISION)
+        ok = cols < D
+        x = load_tile(x_ptr, rows, cols, D, rows >= 0, ok, False, not EVEN_D)
+        wg = load_tile(gate_ptr, weight_rows, cols, D, weight_ok, ok, not EVEN_M, not EVEN_D)
+        wd = load_tile(down_ptr, weight_rows, cols, D, weight_ok, ok, not EVEN_M, not EVEN_D)
+        zg = dot(x, tl.trans(wg.to(x.dtype)), zg, PRECISION)
+        zd = dot(x, tl.trans(wd.to(x.dtype)), zd, PRECISION)
         if NORM:
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, 1)
     return zg, zd, squares
-
-
-@triton.jit
-def _squares(
-    x_ptr, rows, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr,
-    EVEN_D: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    squares = tl.zeros((BM,), tl.float32)
-    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
-        cols = first + k + tl.arange(0, BK)
-        wide = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
-        squares += tl.sum(wide * wide, 1)
-    return squares
 
 
 @triton.jit
@@ -118,50 +129,74 @@ def _activate(
 @triton.jit
 def _expand(
     x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, first, scale,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr,
-    ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, RESIDUAL: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y = base + scale * h up^T for columns first..first+LENGTH."""
-    hidden = h.to(x_ptr.dtype.element_ty)
     ranks = tl.arange(0, MP)
-    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
     if ROUTED and not SHARED_UP:
         if low == high:
-            one = up_ptr + tl.maximum(low, 0) * D * M
-            for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
-                cols = first + (last - c) + tl.arange(0, BN)
-                w = load_tile(one, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(hidden.dtype)
-                acc = dot(hidden, tl.trans(w), None, PRECISION)
-                _write(
-                    x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
-                    D, EVEN_D, ROUTED, RESIDUAL,
-                )  # fmt: skip
-        else:
-            for c in tl.range(0, LENGTH, BN, num_stages=1):
-                cols = first + (last - c) + tl.arange(0, BN)
-                acc = tl.zeros((BM, BN), tl.float32)
-                for e in range(E):
-                    if (e >= low) & (e <= high):
-                        w = load_tile(
-                            up_ptr + e * D * M, cols, ranks, M, D, M, not EVEN_D, not EVEN_M
-                        ).to(hidden.dtype)
-                        part = dot(hidden, tl.trans(w), None, PRECISION)
-                        acc = tl.where((ids == e)[:, None], part, acc)
-                _write(
-                    x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
-                    D, EVEN_D, ROUTED, RESIDUAL,
-                )  # fmt: skip
-    else:
-        for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
-            cols = first + (last - c) + tl.arange(0, BN)
-            w = load_tile(up_ptr, cols, ranks, M, D, M, not EVEN_D, not EVEN_M).to(hidden.dtype)
-            acc = dot(hidden, tl.trans(w), None, PRECISION)
-            _write(
-                x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
-                D, EVEN_D, ROUTED, RESIDUAL,
+            _columns(
+                x_ptr, up_ptr + tl.maximum(low, 0) * D * M, weight_ptr, y_ptr, h, ranks,
+                ranks < M, rstd, rows, inside, ids, first, scale,
+                D, M, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
             )  # fmt: skip
+        else:
+            if EP > 0:
+                flat = tl.arange(0, EP * MP)
+                owner, rank = flat // MP, flat % MP
+                _columns(
+                    x_ptr, up_ptr, weight_ptr, y_ptr, place(h, ids, EP, BM, MP),
+                    owner * D * M + rank, (rank < M) & (owner < E), rstd, rows, inside, ids,
+                    first, scale, D, M, BN,
+                    LENGTH, EVEN_D, EVEN_M and EP == E, ROUTED, RESIDUAL, PRECISION,
+                    STAGES if EP * MP <= 64 else 2,
+                )  # fmt: skip
+            else:
+                half = h.to(x_ptr.dtype.element_ty)
+                for c in tl.range(0, LENGTH, BN, num_stages=1):
+                    cols = first + c + tl.arange(0, BN)
+                    acc = tl.zeros((BM, BN), tl.float32)
+                    for e in range(E):
+                        if (e >= low) & (e <= high):
+                            w = load_tile(
+                                up_ptr + e * D * M, cols, ranks, M, cols < D, ranks < M,
+                                not EVEN_D, not EVEN_M,
+                            ).to(half.dtype)  # fmt: skip
+                            part = dot(half, tl.trans(w), None, PRECISION)
+                            acc = tl.where((ids == e)[:, None], part, acc)
+                    _write(
+                        x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+                        D, EVEN_D, ROUTED, RESIDUAL,
+                    )  # fmt: skip
+    else:
+        _columns(
+            x_ptr, up_ptr, weight_ptr, y_ptr, h, ranks, ranks < M, rstd, rows, inside, ids,
+            first, scale, D, M, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _columns(
+    x_ptr, up_ptr, weight_ptr, y_ptr, h, weight_cols, weight_ok, rstd, rows, inside, ids,
+    first, scale,
+    D: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """All column blocks, the last first; h times the `weight_cols` of up."""
+    hidden = h.to(x_ptr.dtype.element_ty)
+    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
+    for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+        cols = first + (last - c) + tl.arange(0, BN)
+        w = load_tile(up_ptr, cols, weight_cols, M, cols < D, weight_ok, not EVEN_D, not EVEN_M)
+        acc = dot(hidden, tl.trans(w.to(hidden.dtype)), None, PRECISION)
+        _write(
+            x_ptr, weight_ptr, y_ptr, acc, rstd, rows, inside, ids, cols, scale,
+            D, EVEN_D, ROUTED, RESIDUAL,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -175,7 +210,8 @@ def _write(
     if RESIDUAL == "none":
         y = delta
     else:
-        base = load_tile(x_ptr, rows, cols, D, 0, D, False, not EVEN_D).to(tl.float32)
+        base = load_tile(x_ptr, rows, cols, D, inside, cols < D, False, not EVEN_D)
+        base = base.to(tl.float32)
         if RESIDUAL == "norm":
             if EVEN_D:
                 weight = tl.load(weight_ptr + cols)
@@ -190,8 +226,9 @@ def _write(
 def fused_forward_kernel(
     x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, y_ptr, zg_ptr, zd_ptr, rstd_ptr,
     T, scale, eps,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr, EVEN_N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES_K: tl.constexpr,
     STAGES_N: tl.constexpr,
@@ -201,7 +238,7 @@ def fused_forward_kernel(
     ranks = tl.arange(0, MP)
     zg, zd, squares = _project(
         x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, 0,
-        D, M, E, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
+        D, M, E, EP, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
     )  # fmt: skip
     h, rstd = _activate(
         zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, inside,
@@ -209,15 +246,17 @@ def fused_forward_kernel(
     )  # fmt: skip
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, 0, scale,
-        D, M, E, BM, MP, BN, D, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES_N,
+        D, M, E, EP, BM, MP, BN, D, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION,
+        STAGES_N,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["T"])
 def project_forward_kernel(
     x_ptr, gate_ptr, down_ptr, expert_ptr, zg_ptr, zd_ptr, squares_ptr, h_ptr, rstd_ptr, T, eps,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
-    BK: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -229,7 +268,7 @@ def project_forward_kernel(
     ranks = tl.program_id(1) * BR + tl.arange(0, BR)
     zg, zd, squares = _project(
         x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, split * LENGTH,
-        D, M, E, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
+        D, M, E, EP, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
     )  # fmt: skip
     if SPLITS == 1:
         h, _ = _activate(
@@ -249,8 +288,9 @@ def project_forward_kernel(
 def expand_forward_kernel(
     x_ptr, up_ptr, expert_ptr, weight_ptr, part_g_ptr, part_d_ptr, squares_ptr, h_ptr,
     y_ptr, zg_ptr, zd_ptr, rstd_ptr, T, scale, eps,
-    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
-    BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr, EVEN_D: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -259,7 +299,7 @@ def expand_forward_kernel(
     ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
     ranks = tl.arange(0, MP)
     if SPLITS == 1:
-        h = load_tile(h_ptr, rows, ranks, M, 0, M, False, not EVEN_M)
+        h = load_tile(h_ptr, rows, ranks, M, inside, ranks < M, False, not EVEN_M)
         rstd = tl.zeros((BM,), tl.float32) + 1.0
         if NORM:
             rstd = tl.load(rstd_ptr + rows)
@@ -269,8 +309,8 @@ def expand_forward_kernel(
         squares = tl.zeros((BM,), tl.float32)
         for s in tl.static_range(SPLITS):
             of_split = rows + tl.cast(T, tl.int64) * s
-            zg += load_tile(part_g_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
-            zd += load_tile(part_d_ptr, of_split, ranks, M, 0, M, False, not EVEN_M)
+            zg += load_tile(part_g_ptr, of_split, ranks, M, inside, ranks < M, False, not EVEN_M)
+            zd += load_tile(part_d_ptr, of_split, ranks, M, inside, ranks < M, False, not EVEN_M)
             if NORM:
                 squares += tl.load(squares_ptr + of_split)
         keep = inside & (ids * 0 + tl.program_id(1) == 0)
@@ -280,7 +320,7 @@ def expand_forward_kernel(
         )  # fmt: skip
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high,
-        tl.program_id(1) * LENGTH, scale, D, M, E, BM, MP, BN, LENGTH, EVEN_D, EVEN_M,
+        tl.program_id(1) * LENGTH, scale, D, M, E, EP, BM, MP, BN, LENGTH, EVEN_D, EVEN_M,
         ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES,
     )  # fmt: skip
 
@@ -311,6 +351,7 @@ def launch_forward(
         "D": dim,
         "M": rank,
         "E": experts,
+        "EP": padded_experts(experts, rank),
         "BM": config["BM"],
         "EVEN_M": padded == rank,
         "ROUTED": expert is not None,
@@ -338,10 +379,11 @@ def launch_forward(
         squares = x.new_empty(splits if norm_weight is not None else 0, tokens, dtype=torch.float32)
     length = triton.cdiv(triton.cdiv(dim, splits), bk) * bk
     block_rank = min(config["BR"], padded)
+    side_by_side = flags["EP"] if block_rank == padded else 0
     project_forward_kernel[(row_tiles, padded // block_rank, splits)](
         x, gate, down, expert, part_g, part_d, squares, h, rstd, tokens, eps,
         BR=block_rank, BK=bk, LENGTH=length, SPLITS=splits, EVEN_D=length * splits == dim,
-        STAGES=config["stages_k"], **flags,
+        STAGES=config["stages_k"], **{**flags, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length)

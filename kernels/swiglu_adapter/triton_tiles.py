@@ -6,18 +6,17 @@ import triton.language as tl
 
 @triton.jit
 def load_tile(
-    ptr, outer, inner, stride, outer_end, inner_end,
+    ptr, outer, inner, stride, outer_ok, inner_ok,
     CHECK_OUTER: tl.constexpr, CHECK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """``[len(outer), len(inner)]`` of a row-major matrix, zeros outside of it."""
+    """``[len(outer), len(inner)]`` at ``outer * stride + inner``; zeros where checks fail."""
     at = ptr + outer[:, None] * stride + inner[None, :]
     if CHECK_OUTER and CHECK_INNER:
-        inside = (outer < outer_end)[:, None] & (inner < inner_end)[None, :]
-        return tl.load(at, mask=inside, other=0.0)
+        return tl.load(at, mask=outer_ok[:, None] & inner_ok[None, :], other=0.0)
     if CHECK_OUTER:
-        return tl.load(at, mask=(outer < outer_end)[:, None], other=0.0)
+        return tl.load(at, mask=outer_ok[:, None], other=0.0)
     if CHECK_INNER:
-        return tl.load(at, mask=(inner < inner_end)[None, :], other=0.0)
+        return tl.load(at, mask=inner_ok[None, :], other=0.0)
     return tl.load(at)
 
 
@@ -54,6 +53,22 @@ def route(expert_ptr, rows, inside, E: tl.constexpr, ROUTED: tl.constexpr):
 
 
 @triton.jit
+def pick(wide, ids, EP: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr):
+    """``[BM, EP * MP]`` -> ``[BM, MP]``: each row's own expert, zero for rows without one."""
+    mine = ids[:, None] == tl.arange(0, EP)[None, :]
+    by_expert = tl.reshape(wide, (BM, EP, MP))
+    return tl.sum(tl.where(mine[:, :, None], by_expert, 0.0), 1)
+
+
+@triton.jit
+def place(narrow, ids, EP: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr):
+    """Counterpart of `pick`: zeros in the columns of other experts."""
+    mine = ids[:, None] == tl.arange(0, EP)[None, :]
+    by_expert = tl.where(mine[:, :, None], narrow[:, None, :], 0.0)
+    return tl.reshape(by_expert, (BM, EP * MP))
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b in fp32; "widened" is for the interpreter, which cannot multiply bf16."""
     if PRECISION == "widened":
@@ -69,6 +84,16 @@ def sigmoid(z):
 def block(size: int) -> int:
     """Smallest block that covers `size`: a power of two, at least 16 (what a dot takes)."""
     return max(16, triton.next_power_of_2(size))
+
+
+WIDEST = 128
+"""Up to this many (expert, rank) columns a tile with several experts is computed in one pass."""
+
+
+def padded_experts(experts: int, rank: int) -> int:
+    """Experts padded to a power of two if all fit side by side; 0: one after the other."""
+    padded = triton.next_power_of_2(experts)
+    return padded if experts > 1 and padded * padded_rank(rank) <= WIDEST else 0
 
 
 def padded_rank(rank: int) -> int:

@@ -103,7 +103,7 @@ def _sum_splits(
     total = tl.zeros((BD, MP), tl.float32)
     for s in range(splits):
         part = part_ptr + tl.cast(s, tl.int64) * (2 * E * D * M)
-        total += load_tile(part, cols, ranks, M, D, M, True, True)
+        total += load_tile(part, cols, ranks, M, cols < D, ranks < M, True, True)
     return total
 
 
@@ -133,7 +133,7 @@ def norm_weight_kernel(
             total = _sum_splits(
                 part_ptr + (pair * E + e) * D * M, cols, ranks, splits, D, M, E, BD, MP
             )
-            w = load_tile(weights + e * M * D, ranks, cols, D, M, D, True, True)
+            w = load_tile(weights + e * M * D, ranks, cols, D, ranks < M, cols < D, True, True)
             dnorm += tl.sum(total * tl.trans(w.to(tl.float32)), 1)
     for s in range(sum_splits):
         dnorm += tl.load(sums_ptr + s * D + cols, mask=cols < D, other=0.0)
