@@ -116,11 +116,12 @@ def gpu_table(folder: Path = ROOT / "bench" / "results") -> str:
     spreads = [goal["aa_spread"] for goal in goals if goal["aa_spread"] is not None]
     equal = f"; equal code differed by up to {100 * max(spreads):.1f} %" if spreads else ""
     ceilings = machine["ceilings"]
+    copy, product = ceilings["bytes_per_s"] * 1e-12, ceilings["flops_per_s"] * 1e-12
     lines += [
         "",
         f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, bf16, cold "
-        f"cache; in the same run a large copy reached {ceilings['bytes_per_s'] * 1e-12:.2f} TB/s and an "
-        f"8192³ product {ceilings['flops_per_s'] * 1e-12:.0f} TFLOP/s{equal}. "
+        f"cache; in the same run a large copy reached {copy:.2f} TB/s and an 8192³ product "
+        f"{product:.0f} TFLOP/s{equal}. "
         f"Record: [{path.name}]({_relative(path)}).",
     ]
     return "\n".join(lines)
