@@ -7,6 +7,7 @@ column ``groups``. "swiglu_adapter.weights": BD columns of x, at most BC (expert
 tokens a step, ``programs`` to aim at, ``warps``, ``stages``.
 """
 
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -135,11 +136,11 @@ def _default_forward(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> di
     if dtype == torch.float32:  # products without tensor cores: registers are what is short
         return _halves(tokens, dim, rank, BM=32, BK=32, BN=32, BR=32, warps=4, stages=2)
     if rank > 128:
-        return _halves(tokens, dim, rank, BM=64, BK=64, BN=64, BR=64, warps=8, stages=3)
+        return _halves(tokens, dim, rank, BM=64, BK=64, BN=32, BR=64, warps=8, stages=2)
     if tokens < 8192:
-        return _halves(tokens, dim, rank, BM=64, BK=128, BN=128, BR=64, warps=4, stages=3)
+        return _halves(tokens, dim, rank, BM=64, BK=128, BN=64, BR=64, warps=8, stages=3)
     if rank > 64:
-        return {"fused": 1, "BM": 64, "BK": 64, "BN": 64, "warps": 8, "stages_k": 3, "stages_n": 3}
+        return {"fused": 1, "BM": 64, "BK": 64, "BN": 32, "warps": 8, "stages_k": 3, "stages_n": 3}
     return {"fused": 1, "BM": 64, "BK": 128, "BN": 128, "warps": 8, "stages_k": 4, "stages_n": 3}
 
 
@@ -173,3 +174,10 @@ DEFAULTS = {
     "weights": _default_weights,
 }
 """Settings where no measured table has any: chosen for Hopper, safe everywhere."""
+
+
+def tuning_targets(size: tuple[int, int, int], dtype: torch.dtype, device: str):
+    """What `mmadapt.ops.tune` walks for a problem of (tokens, dim, rank)."""
+    from mmadapt.ops._backends.triton import _swiglu_tuning
+
+    return _swiglu_tuning.tuning_targets(sys.modules[__name__], size, dtype, device)
