@@ -31,6 +31,8 @@ class Provider:
     skip: str | None = None
     """Why it cannot run here."""
     compiled: bool = False
+    overwrites: tuple[str, ...] = ()
+    """Activations that a call destroys; it gets clones of its own, made before it is timed."""
 
 
 def of_backend(op: str, backend: str, function: Callable[..., Tensor]) -> Provider:
@@ -107,6 +109,17 @@ class Case:
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {**self.slots[slot], **self.parameters, **self.per_token, **self.frozen}
 
+    def inputs(self, provider: str) -> list[dict[str, Tensor]]:
+        """The tensors of every slot, with fresh clones of what the provider overwrites."""
+        overwritten = self.providers[provider].overwrites
+        return [
+            {
+                n: t.detach().clone().requires_grad_() if n in overwritten else t
+                for n, t in self.tensors(slot).items()
+            }
+            for slot in range(len(self.slots))
+        ]
+
     def result_names(self, kind: str) -> list[str]:
         count = len(self.dys[0])
         outputs = ["y"] if count == 1 else [f"y{i}" for i in range(count)]
@@ -130,22 +143,22 @@ class Case:
         Forward runs without autograd. Forward and backward differentiates a fresh forward with
         respect to every activation and parameter; None for what a yardstick does not use.
         """
-        chosen = self.providers[provider]
+        function, inputs = self.providers[provider].function, self.inputs(provider)
         if kind == FORWARD:
 
             def forward(slot: int) -> list[Tensor | None]:
                 with torch.no_grad():
-                    return list(as_tuple(chosen.function(**self.tensors(slot))))
+                    return list(as_tuple(function(**inputs[slot])))
 
             return forward
 
         def forward_backward(slot: int) -> list[Tensor | None]:
-            tensors = self.tensors(slot)
-            ys = as_tuple(chosen.function(**tensors))
+            tensors = inputs[slot]
+            ys = as_tuple(function(**tensors))
             if not ys[0].requires_grad:  # the copy
                 return list(ys)
-            inputs = [tensors[n] for n in (*self.activations, *self.parameters)]
-            grads = torch.autograd.grad(ys, inputs, self.dys[slot], allow_unused=True)
+            wanted = [tensors[n] for n in (*self.activations, *self.parameters)]
+            grads = torch.autograd.grad(ys, wanted, self.dys[slot], allow_unused=True)
             return [*(y.detach() for y in ys), *grads]
 
         return forward_backward

@@ -24,7 +24,7 @@ def peak_bytes(call: Callable[[int], object], device: torch.device) -> int | Non
 
 def saved_bytes(case: Case, provider: str) -> int:
     """Bytes of distinct storages kept for backward that are none of the case's own tensors."""
-    tensors = case.tensors(0)
+    tensors = case.inputs(provider)[0]
     own = {_storage(t) for t in tensors.values()}
     kept: dict[int, int] = {}
 
@@ -46,15 +46,18 @@ def _storage(tensor: Tensor) -> int:
 
 
 def launches(call: Callable[[int], object], device: torch.device) -> int | None:
-    """Kernels, copies and memsets of one call; None where the profiler sees none."""
+    """Kernels, copies and memsets of one call; None where the profiler cannot look."""
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        call(0)
-        torch.cuda.synchronize()
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            call(0)
+            torch.cuda.synchronize()
+    except RuntimeError:  # CUPTI needs rights that some virtual machines do not give
+        return None
     on_device = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     return len(on_device) or None
 

@@ -2,9 +2,12 @@
 
 Variants: ``static`` (one logit a head), ``projected`` (logits = hidden weight^T, hidden [T, H h]).
 Minimal bytes of an operator that returns a new tensor: value in, y out, dy in, dvalue out, for the
-projected one dense dhidden out, and hidden of the image tokens read twice.
+projected one dense dhidden out, and hidden of the image tokens read twice. `triton-inplace`
+overwrites value, as between v_proj and attention: no copy in forward.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -56,6 +59,7 @@ def build(
             "where": Provider(formula),
             "compile": compiled(formula),
             "triton": of_backend(contract, "triton", operator(projected, "triton")),
+            "triton-inplace": inplace(contract, projected, "triton"),
             "reference": of_backend(contract, "reference", operator(projected, "reference")),
         },
         exact=reference.projected_modality_gate if projected else reference.modality_gate,
@@ -75,9 +79,30 @@ def where_projected(value: Tensor, hidden: Tensor, weight: Tensor, mask: Tensor)
     return torch.where(mask[:, None, None].expand(value.shape), value * gate.unsqueeze(-1), value)
 
 
-def operator(projected: bool, backend: str) -> Callable[..., Tensor]:
-    if projected:
-        return lambda value, hidden, weight, mask: projected_modality_gate(
-            value, hidden, weight, mask, backend=backend
-        )
-    return lambda value, logits, mask: modality_gate(value, logits, mask, backend=backend)
+def operator(projected: bool, backend: str, **options: bool) -> Callable[..., Tensor]:
+    op = projected_modality_gate if projected else modality_gate
+    return functools.partial(op, backend=backend, **options)
+
+
+def inplace(contract: str, projected: bool, backend: str) -> Provider:
+    run = operator(projected, backend, inplace=True)
+    if "inplace" not in inspect.signature(modality_gate).parameters:
+        return Provider(run, skip="the operator has no in-place form")
+    reason = of_backend(contract, backend, run).skip
+    return Provider(
+        lambda value, **rest: run(_NotALeaf.apply(value), **rest),
+        skip=reason,
+        overwrites=("value",),
+    )
+
+
+class _NotALeaf(torch.autograd.Function):
+    """The same memory as a projection would return it: neither a leaf nor a view."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return value.new_empty(0).set_(value.detach())
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return dy

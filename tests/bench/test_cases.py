@@ -16,7 +16,7 @@ SMALL = {
     "gate": (64, 4, 8),
     "cp_linear": (40, 24, 4),
 }
-SLOW = ("compile", "triton")
+SLOW = ("compile", "triton", "triton-inplace")
 VARIANTS = [(name, variant) for name in SUITES for variant in suite(name).VARIANTS]
 
 
@@ -81,6 +81,22 @@ def test_saved_bytes_leave_out_what_the_caller_holds():
 def test_probes_without_a_gpu(case):
     assert probes.launches(case.make("eager", BOTH), CPU) is None
     assert probes.memory(case, "eager", FORWARD) == {"peak_bytes": None, "saved_bytes": None}
+
+
+@pytest.mark.parametrize("variant", gate.DEFAULT_VARIANTS)
+def test_what_overwrites_its_input_gets_its_own(variant):
+    case = gate.build(SMALL["gate"], variant, torch.bfloat16, CPU)
+    contract = {"static": "modality_gate", "projected": "projected_modality_gate"}[variant]
+    case.providers["inplace"] = gate.inplace(contract, variant == "projected", "reference")
+    if case.providers["inplace"].skip:
+        pytest.skip(case.providers["inplace"].skip)
+    before, checks = case.activations["value"].clone(), Gate(case)
+    for kind in KINDS:
+        call = case.make("inplace", kind)
+        checks.check(call(0), kind)
+        assert call(0)[0].abs().sum() < before.abs().sum()
+    probes.saved_bytes(case, "inplace")
+    assert torch.equal(case.activations["value"], before)
 
 
 def test_bytes_of_the_gate_grow_with_what_it_returns():

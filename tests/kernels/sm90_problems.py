@@ -107,7 +107,7 @@ def swiglu_adapter() -> Iterator[Problem]:
     yield swiglu(8192, 4096, 128)
     yield swiglu(8192, 4096, 256)
     for dim, rank in ((768, 64), (1152, 16), (2048, 32), (4096, 64), (5120, 128), (4096, 5)):
-        for tokens in (512, 2048, 16384):
+        for tokens in (512, 16384):
             yield swiglu(tokens, dim, rank, slow=True)
             yield swiglu(tokens, dim, rank, experts=2, norm=True, weights=FP32, slow=True)
     for residual in ("input", "norm", "none"):
@@ -127,6 +127,7 @@ def cp(
     dim: int,
     rank: int,
     *,
+    dim_out: int | None = None,
     count: int = 1,
     dense: bool = False,
     dropout: float = 0.0,
@@ -136,25 +137,26 @@ def cp(
     weights: torch.dtype | None = None,
     slow: bool = False,
 ) -> Problem:
-    wide = weights or dtype
+    wide, out = weights or dtype, dim_out or dim
 
     def call() -> None:
         module = backend("cp_linear")
         x = meta(tokens, dim, dtype=dtype)
-        frozen = [meta(dim, dim, dtype=dtype) for _ in range(count)]
-        biases = [meta(dim, dtype=dtype) if bias else None for _ in range(count)]
-        factors = meta(rank, dim, dtype=wide), meta(dim, rank, dtype=wide)
+        frozen = [meta(out, dim, dtype=dtype) for _ in range(count)]
+        biases = [meta(out, dtype=dtype) if bias else None for _ in range(count)]
+        factors = meta(rank, dim, dtype=wide), meta(out, rank, dtype=wide)
         modes = [meta(*(rank,) * (2 if dense else 1), dtype=wide) for _ in range(count)]
         seeds = meta(count, dtype=torch.int64) if dropout else None
         operands = (x, frozen, biases, *factors, modes)
         settings = (seeds, 1.0, dropout, dropout_at)
         _, z = module.forward(*operands, *settings)
-        dys = [meta(tokens, dim, dtype=dtype) for _ in range(count)]
+        dys = [meta(tokens, out, dtype=dtype) for _ in range(count)]
         module.backward(dys, *operands, z, *settings, (True,) * 3, (True,) * count, (bias,) * count)
 
     flags = [
         f"{tokens}x{dim}x{rank}",
         short(dtype) if wide is dtype else f"{short(dtype)}/{short(wide)}",
+        f"to {out}" if out != dim else "",
         f"group of {count}" if count > 1 else "",
         "dense" if dense else "",
         f"dropout {dropout_at}" if dropout else "",
@@ -243,23 +245,41 @@ def gates() -> Iterator[Problem]:
 # what the shipped tables hold
 
 _DTYPES = {"bfloat16": BF16, "float16": FP16, "float32": FP32}
+
+
+def _swiglu_entry(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> list[Problem]:
+    routed = swiglu(
+        tokens, dim, rank, experts=2, norm=True, residual="norm", dtype=dtype, weights=FP32
+    )
+    return [swiglu(tokens, dim, rank, dtype=dtype), routed]
+
+
+def _cp_entry(dtype: torch.dtype, T: int, R: int, K: int = 1, **widths: int) -> list[Problem]:
+    dim = widths.get("d_in", widths.get("d", 0))
+    return [cp(T, dim, R, dim_out=widths.get("d_out"), count=K, dtype=dtype)]
+
+
+def _gate_entry(dtype: torch.dtype, heads: int, size: int = 128, **widths: int) -> list[Problem]:
+    dim = next(iter(widths.values()), heads * size)
+    return [gate(4096, heads, size, dtype=dtype), projected(4096, heads, size, dim, dtype=dtype)]
+
+
 FROM_DIMS: dict[str, Callable[..., list[Problem]]] = {
-    "swiglu_adapter": lambda dtype, tokens, dim, rank: [
-        swiglu(tokens, dim, rank, dtype=dtype),
-        swiglu(tokens, dim, rank, experts=2, norm=True, residual="norm", dtype=dtype, weights=FP32),
-    ],
-    "cp_linear": lambda dtype, tokens, dim, rank: [cp(tokens, dim, rank, count=3, dtype=dtype)],
+    "swiglu_adapter": _swiglu_entry,
+    "cp_linear": _cp_entry,
+    "modality_gate": _gate_entry,
+    "projected_modality_gate": _gate_entry,
 }
 """Per contract: problems that use the entry measured for these `dims`."""
 
 
 def shipped(architecture: str = "sm_90") -> Iterator[Problem]:
-    """Each entry's `kernel` begins with the contract's name, then a dot."""
+    """Each entry's `kernel` begins with the contract's name."""
     from mmadapt.ops._backends.triton._configs import entries
 
     seen = set()
     for entry in entries(architecture):
-        contract = entry["kernel"].partition(".")[0]
+        contract = next(c for c in FROM_DIMS if entry["kernel"].startswith(c))
         for problem in FROM_DIMS[contract](_DTYPES[entry["dtype"]], **entry["dims"]):
             if problem.name not in seen:
                 seen.add(problem.name)
