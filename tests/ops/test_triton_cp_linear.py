@@ -293,6 +293,8 @@ def test_all_settings_worth_trying_on_a_gpu(assert_as_good_as_eager, name):
     number = 2 if name == "cp_linear.owner" else 1
     case = Case(3000, (768, 768, 64), 1, (False,), torch.bfloat16)
     for config in backend.SPACES[name]:
+        if config.get("specialize"):  # the compiler's own bugs: see bench/sweeps/cp_linear.py
+            continue
         paths = {"cp_linear.path": {"path": number}, "cp_linear.path_backward": {"path": 1}}
         with override({**paths, name: config}):
             case.check(assert_as_good_as_eager, scale=0.7)

@@ -1,0 +1,1 @@
+"""Sweeps over settings of single kernels, run by hand on a GPU."""
