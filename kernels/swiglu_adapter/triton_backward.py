@@ -92,15 +92,23 @@ def _product(
         w = load_tile(up_ptr, cols, weight_cols, M, ok, weight_ok, not EVEN_D, not EVEN_M)
         dh = dot(dy, w.to(dy.dtype), dh, PRECISION)
         if SIDE:
-            side += _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
+            side += _side_of_tile(dy_ptr, x_ptr, weight_ptr, rows, cols, D, EVEN_D)
     return dh, side
 
 
 @triton.jit
-def _side_of_tile(dy, x_ptr, weight_ptr, rows, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
-    x = load_tile(x_ptr, rows, cols, D, rows >= 0, cols < D, False, not EVEN_D).to(tl.float32)
+def _side_of_tile(dy_ptr, x_ptr, weight_ptr, rows, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
+    at = rows[:, None] * D + cols[None, :]
+    # dy is loaded again, under another eviction policy so that the compiler keeps the loads apart:
+    # what a product reads asynchronously must not be in registers too (see triton_forward.py).
+    if EVEN_D:
+        x = tl.load(x_ptr + at)
+        dy = tl.load(dy_ptr + at, eviction_policy="evict_last")
+    else:
+        x = tl.load(x_ptr + at, mask=(cols < D)[None, :], other=0.0)
+        dy = tl.load(dy_ptr + at, mask=(cols < D)[None, :], other=0.0, eviction_policy="evict_last")
     weight = _weight(weight_ptr, cols, D, EVEN_D)
-    return tl.sum(dy.to(tl.float32) * x * weight[None, :], 1)
+    return tl.sum(dy.to(tl.float32) * x.to(tl.float32) * weight[None, :], 1)
 
 
 @triton.jit
@@ -111,9 +119,26 @@ def _weight(weight_ptr, cols, D: tl.constexpr, EVEN_D: tl.constexpr):
 
 
 @triton.jit
+def _save(
+    ptr, tile, rows, ranks, ids, keep, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, MP: tl.constexpr, EVEN_M: tl.constexpr,
+):  # fmt: skip
+    """Rows of ``[T, M]``, or with EP of ``[T, E * M]``: the own expert's columns, else zeros."""
+    if EP > 0:
+        flat = tl.arange(0, EP * MP)
+        owner, rank = flat // MP, flat % MP
+        inside = keep[:, None] & ((rank < M) & (owner < E))[None, :]
+        at = ptr + rows[:, None] * (E * M) + (owner * M + rank)[None, :]
+        tl.store(at, place(tile, ids, EP, BM, MP).to(ptr.dtype.element_ty), mask=inside)
+    else:
+        store_tile(ptr, tile, rows, ranks, M, keep, M, not EVEN_M)
+
+
+@triton.jit
 def _activate(
     dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, keep, ids, scale,
-    M: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr,
+    M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
 ):  # fmt: skip
     """dz of gate and down, and sum_j dz_j z_j; saves dz * rstd and scale * h of rows in `keep`."""
@@ -131,10 +156,13 @@ def _activate(
         rstd = tl.zeros_like(dot_z) + 1.0
         if NORM:
             rstd = tl.load(rstd_ptr + rows)
-        store_tile(dzg_ptr, dzg * rstd[:, None], rows, ranks, M, keep, M, not EVEN_M)
-        store_tile(dzd_ptr, dzd * rstd[:, None], rows, ranks, M, keep, M, not EVEN_M)
+        _save(dzg_ptr, dzg * rstd[:, None], rows, ranks, ids, keep, M, E, EP, BM, MP, EVEN_M)
+        _save(dzd_ptr, dzd * rstd[:, None], rows, ranks, ids, keep, M, E, EP, BM, MP, EVEN_M)
     if SAVE_H:
-        store_tile(h_ptr, silu * zd * scale, rows, ranks, M, keep, M, not EVEN_M)
+        _save(
+            h_ptr, silu * zd * scale, rows, ranks, ids, keep,
+            M, E, 0 if SHARED_UP else EP, BM, MP, EVEN_M,
+        )  # fmt: skip
     return dzg, dzd, dot_z
 
 
@@ -276,7 +304,7 @@ def fused_backward_kernel(
     )  # fmt: skip
     dzg, dzd, dot_z = _activate(
         dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, inside, ids, scale,
-        M, EVEN_M, ROUTED, NORM, SAVE_DZ, SAVE_H,
+        M, E, EP, BM, MP, EVEN_M, ROUTED, SHARED_UP, NORM, SAVE_DZ, SAVE_H,
     )  # fmt: skip
     if NEED_DX:
         _expand(
@@ -317,7 +345,8 @@ def expand_backward_kernel(
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
     EVEN_D: tl.constexpr,
-    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -335,7 +364,7 @@ def expand_backward_kernel(
     keep = inside & (ids * 0 + tl.program_id(1) == 0)
     dzg, dzd, dot_z = _activate(
         dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, keep, ids, scale,
-        M, EVEN_M, ROUTED, NORM, SAVE_DZ, SAVE_H,
+        M, E, EP, BM, MP, EVEN_M, ROUTED, SHARED_UP, NORM, SAVE_DZ, SAVE_H,
     )  # fmt: skip
     if NEED_DX:
         _expand(
@@ -362,7 +391,8 @@ def launch_backward(
     config: Mapping[str, int],
     precision: str,
 ) -> None:
-    """Fill dx ``[T, d]``, dz ``[2, T, m]`` (of gate and of down, times rstd) and h ``[T, m]``.
+    """Fill dx ``[T, d]``, dz ``[2, T, m]`` (of gate and of down, times rstd) and h ``[T, m]``;
+    with experts side by side (`padded_experts`) ``E m`` wide.
 
     What has size 0 is not computed. `saved`: zg, zd, rstd. `gate` and `down` hold the
     norm's weight.
@@ -385,6 +415,7 @@ def launch_backward(
     }
     ending = {
         "MP": padded,
+        "SHARED_UP": up.shape[0] == 1,
         "NORM": norm_weight is not None,
         "RESIDUAL": residual,
         "NEED_DX": needs_dx,
@@ -398,7 +429,7 @@ def launch_backward(
     if config["fused"]:
         fused_backward_kernel[(row_tiles,)](
             dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,
-            scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, SHARED_UP=shared,
+            scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0,
             STAGES_K=config["stages_k"], STAGES_N=config["stages_n"], **ending, **common,
         )  # fmt: skip
         return

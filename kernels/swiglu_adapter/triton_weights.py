@@ -19,7 +19,11 @@ from torch import Tensor
 from mmadapt.kernels.swiglu_adapter.triton_tiles import block, dot, load_tile, padded_rank
 
 ALL, MATCHING, ANY = 0, 1, 2
-"""Which tokens count: every one; those of the column's expert; those with any expert."""
+"""Which tokens count: every one; those of the column's expert; those with any expert.
+
+MATCHING masks the narrow factor as it is loaded, which costs its asynchronous loads. Where all
+experts fit side by side the backward kernel has spread it over them (`spread`), zeros included.
+"""
 
 
 @triton.jit(do_not_specialize=["T", "length"])
@@ -27,7 +31,7 @@ def outer_kernel(
     a_ptr, b0_ptr, b1_ptr, expert_ptr, part_ptr, T, length,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, MP: tl.constexpr, BD: tl.constexpr,
     BC: tl.constexpr, BT: tl.constexpr, PAIR: tl.constexpr, WHO: tl.constexpr,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    SPREAD: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """part[split, pair, e, d, j] = sum over the split's tokens of a[t, d] b_pair[t, j].
 
@@ -57,7 +61,10 @@ def outer_kernel(
         else:
             a = tl.load(a_ptr + at, mask=counted[:, None] & (cols < D)[None, :], other=0.0)
         narrow = narrow & counted[:, None]
-        at = rows[:, None] * M + ranks[None, :]
+        if SPREAD:
+            at = rows[:, None] * (E * M) + (experts * M + ranks)[None, :]
+        else:
+            at = rows[:, None] * M + ranks[None, :]
         b0 = tl.load(b0_ptr + at, mask=narrow, other=0.0)
         acc0 = dot(tl.trans(a), b0, acc0, PRECISION)
         if PAIR:
@@ -174,11 +181,15 @@ def _outer(
     narrow: list[Tensor],
     expert: Tensor | None,
     experts: int,
+    rank: int,
     who: int,
     config: Mapping[str, int],
     precision: str,
 ) -> Tensor:
-    (tokens, dim), rank = a.shape, narrow[0].shape[1]
+    (tokens, dim), width = a.shape, narrow[0].shape[1]
+    spread = width != rank
+    if spread:
+        who = ANY
     padded = padded_rank(rank)
     bd = min(config["BD"], block(dim))
     bc = min(config["BC"], triton.next_power_of_2(experts * padded))
@@ -188,7 +199,7 @@ def _outer(
     outer_kernel[(*grid, splits)](
         a, narrow[0], narrow[-1], expert, part, tokens, length,
         D=dim, M=rank, E=experts, MP=padded, BD=bd, BC=bc, BT=config["BT"],
-        PAIR=len(narrow) == 2, WHO=who, EVEN_D=dim % bd == 0, PRECISION=precision,
+        PAIR=len(narrow) == 2, WHO=who, SPREAD=spread, EVEN_D=dim % bd == 0, PRECISION=precision,
         STAGES=config["stages"], num_warps=config["warps"], enable_fp_fusion=True,
     )  # fmt: skip
     return part
@@ -210,12 +221,13 @@ def launch_gate_down(
 ) -> None:
     """Fill dgate, ddown ``[E, m, d]`` and dnorm ``[d]``; what has size 0 is not computed.
 
-    `dz`: ``[2, T, m]`` times rstd; `gate`, `down`: as the user holds them; `norm`: its weight,
+    `dz`: ``[2, T, m]`` or ``[2, T, E m]``, times rstd; `gate`,
+    `down`: as the user holds them; `norm`: its weight,
     rstd ``[T]`` and dy ``[T, d]``.
     """
     experts, rank, dim = gate.shape
     who = ALL if expert is None else MATCHING
-    part = _outer(x, list(dz), expert, experts, who, config, precision)
+    part = _outer(x, list(dz), expert, experts, rank, who, config, precision)
     splits = part.shape[0]
     shape = {"D": dim, "M": rank, "E": experts, "MP": padded_rank(rank)}
     bd = min(32, block(dim))
@@ -251,10 +263,11 @@ def launch_up(
     config: Mapping[str, int],
     precision: str,
 ) -> None:
-    """Fill dup ``[E or 1, d, m]`` from dy ``[T, d]`` and scale * h ``[T, m]``."""
+    """Fill dup ``[E or 1, d, m]`` from dy ``[T, d]`` and scale * h, ``[T, m]`` or
+    ``[T, E m]``."""
     ups = dup.shape[0]
     who = ALL if expert is None else ANY if ups == 1 else MATCHING
-    part = _outer(dy, [h], expert, ups, who, config, precision)
+    part = _outer(dy, [h], expert, ups, dup.shape[2], who, config, precision)
     reduce_kernel[(triton.cdiv(dup.numel(), 512),)](
         part, dup, dup.numel(), part.shape[0], BLOCK=512, num_warps=4
     )

@@ -16,9 +16,16 @@ def tuning_targets(
 ) -> Iterator[Target]:
     """(kernel, dims, candidates, call) of the forward, the backward and the weight gradients.
 
-    The problem is the one that costs most: two routed experts behind a fused norm, a sixteenth of
-    the tokens in runs of 32 with the second.
+    Twice: one expert without a norm; and two routed experts behind a fused norm that is also the
+    base, a sixteenth of the tokens, in runs of 32, with the second.
     """
+    for experts in (1, 2):
+        yield from _problem(module, size, experts, dtype, device)
+
+
+def _problem(
+    module, size: tuple[int, int, int], experts: int, dtype: torch.dtype, device: str
+) -> Iterator[Target]:
     tokens, dim, rank = size
     torch.manual_seed(0)
 
@@ -26,32 +33,37 @@ def tuning_targets(
         return (torch.randn(shape, device=device) * scale).to(dtype)
 
     x, dy = draw(tokens, dim), draw(tokens, dim)
-    gate, down = draw(2, rank, dim, scale=dim**-0.5), draw(2, rank, dim, scale=dim**-0.5)
-    up = draw(2, dim, rank, scale=rank**-0.5)
-    weight = 1 + draw(dim, scale=0.1)
-    expert = (torch.arange(tokens, device=device) % 512 < 32).int()
+    gate, down = (draw(experts, rank, dim, scale=dim**-0.5) for _ in range(2))
+    up = draw(experts, dim, rank, scale=rank**-0.5)
+    weight = expert = None
+    residual = "input"
+    if experts > 1:
+        weight, residual = 1 + draw(dim, scale=0.1), "norm"
+        expert = (torch.arange(tokens, device=device) % 512 < 32).int()
     operands = (x, gate, down, up, expert, weight)
-    saved = module.forward(*operands, 1e-5, "input", 1.0)[1:]
+    saved = module.forward(*operands, 1e-5, residual, 1.0)[1:]
+
+    def forward() -> list[Tensor]:
+        return list(module.forward(*operands, 1e-5, residual, 1.0))
 
     def backward(*needs: bool) -> list[Tensor]:
-        return list(module.backward(dy, *operands, 1e-5, *saved, "input", 1.0, needs))
+        return list(module.backward(dy, *operands, 1e-5, *saved, residual, 1.0, needs))
 
+    padded = padded_rank(rank)
     dims = {
         "tokens": triton.next_power_of_2(tokens),
         "dim": dim,
-        "rank": padded_rank(rank),
+        "rank": padded,
+        "experts": experts,
     }
-    both = list(_passes(tokens, dim, padded_rank(rank)))
+    passes = list(_passes(tokens, dim, padded))
+    yield "swiglu_adapter.forward", dims, passes, forward
     yield (
-        "swiglu_adapter.forward", dims, both,
-        lambda: list(module.forward(*operands, 1e-5, "input", 1.0)),
-    )  # fmt: skip
-    yield (
-        "swiglu_adapter.backward", dims, both,
+        "swiglu_adapter.backward", dims, passes,
         lambda: backward(True, False, False, False, False),
     )  # fmt: skip
     yield (
-        "swiglu_adapter.weights", dims, list(_weights(padded_rank(rank))),
+        "swiglu_adapter.weights", dims, list(_weights(padded * experts)),
         lambda: backward(False, True, True, True, False),
     )  # fmt: skip
 
@@ -65,13 +77,13 @@ def _passes(tokens: int, dim: int, rank: int) -> Iterator[dict[str, int]]:
             (64, 256, 128, 8, 3, 3), (64, 64, 64, 4, 4, 4), (64, 64, 32, 8, 4, 4),
             (64, 128, 128, 8, 4, 1), (64, 128, 128, 8, 4, 2),
             (128, 64, 64, 8, 4, 4), (128, 128, 64, 8, 3, 3), (128, 64, 128, 8, 4, 3),
-            (32, 128, 128, 4, 4, 3), (32, 256, 128, 4, 3, 3),
+            (32, 128, 128, 4, 4, 3), (32, 256, 128, 4, 3, 3), (32, 128, 64, 4, 4, 4),
+            (32, 64, 64, 4, 6, 4), (32, 128, 128, 8, 4, 3),
         ):  # fmt: skip
-            if bm * triton.cdiv(tokens, bm) <= max(64, 2 * tokens):
-                yield {
-                    "fused": 1, "BM": bm, "BK": bk, "BN": bn, "warps": warps,
-                    "stages_k": deep, "stages_n": late,
-                }  # fmt: skip
+            yield {
+                "fused": 1, "BM": bm, "BK": bk, "BN": bn, "warps": warps,
+                "stages_k": deep, "stages_n": late,
+            }  # fmt: skip
     if rank > 64 or tokens <= 4096:
         ranks = min(rank, 64)
         for bm, bk, bn, br, warps, deep, late in (
@@ -88,7 +100,7 @@ def _passes(tokens: int, dim: int, rank: int) -> Iterator[dict[str, int]]:
                     }  # fmt: skip
 
 
-def _weights(rank: int) -> Iterator[dict[str, int]]:
+def _weights(columns: int) -> Iterator[dict[str, int]]:
     for bd, bc, bt, programs, warps, stages in (
         (128, 64, 64, 256, 8, 3), (128, 64, 64, 256, 8, 4), (128, 64, 64, 256, 4, 3),
         (128, 64, 64, 128, 8, 4), (128, 64, 64, 512, 8, 3), (128, 64, 128, 256, 8, 3),
@@ -96,7 +108,7 @@ def _weights(rank: int) -> Iterator[dict[str, int]]:
         (256, 64, 64, 128, 8, 3), (128, 128, 64, 256, 8, 3), (128, 128, 64, 128, 8, 4),
         (64, 128, 64, 256, 8, 3),
     ):  # fmt: skip
-        if bc <= 2 * rank:
+        if bc <= max(64, columns):
             yield {
                 "BD": bd, "BC": bc, "BT": bt, "programs": programs, "warps": warps,
                 "stages": stages,

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmadapt.kernels.swiglu_adapter.triton_backward import launch_backward
 from mmadapt.kernels.swiglu_adapter.triton_forward import launch_forward
 from mmadapt.kernels.swiglu_adapter.triton_pack import pack
-from mmadapt.kernels.swiglu_adapter.triton_tiles import padded_rank
+from mmadapt.kernels.swiglu_adapter.triton_tiles import padded_experts, padded_rank
 from mmadapt.kernels.swiglu_adapter.triton_weights import launch_gate_down, launch_up
 from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outputs
 from mmadapt.ops._backends.triton._configs import tiles
@@ -93,8 +93,10 @@ def backward(
             gradient.zero_()
         return gradients
     through_z = needs[1] or needs[2] or (norm_weight is not None and needs[4])
-    dz = x.new_empty(2, *zg.shape) if through_z else x.new_empty(0)
-    h = x.new_empty(zg.shape if needs[3] else (0,))
+    experts, rank = gate.shape[:2]
+    widths = [rank * (n if padded_experts(n, rank) else 1) for n in (experts, up.shape[0])]
+    dz = x.new_empty(2, x.shape[0], widths[0]) if through_z else x.new_empty(0)
+    h = x.new_empty(x.shape[0], widths[1]) if needs[3] else x.new_empty(0)
     precision = dot_precision(x.dtype)
     gate_n, down_n, up_n = _packed(x, gate, down, up, norm_weight)
     launch_backward(
@@ -129,7 +131,10 @@ def _tiles(part: str, x: Tensor, gate: Tensor) -> Mapping[str, int]:
     rank = padded_rank(gate.shape[1])
     bucket = triton.next_power_of_2(tokens)
     default = DEFAULTS[part](x.dtype, bucket, dim, rank)
-    return tiles(f"swiglu_adapter.{part}", x, default, tokens=bucket, dim=dim, rank=rank)
+    experts = min(2, gate.shape[0])  # one, or routed
+    return tiles(
+        f"swiglu_adapter.{part}", x, default, tokens=bucket, dim=dim, rank=rank, experts=experts
+    )
 
 
 def _default_forward(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> dict[str, int]:
