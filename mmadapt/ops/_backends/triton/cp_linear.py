@@ -7,6 +7,7 @@
 
 import contextlib
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from mmadapt.kernels.cp_linear import triton_backward as grad
 from mmadapt.kernels.cp_linear.triton_gemm import gemm, gemm_with_projection
 from mmadapt.kernels.cp_linear.triton_project import cores, project
 from mmadapt.ops._allocate import cp_linear_gradients, cp_linear_outputs
+from mmadapt.ops._backends.triton import _cp_linear_tuning
 from mmadapt.ops._backends.triton._configs import tiles
 from mmadapt.ops._backends.triton._device import INTERPRETED, dot_precision, unsupported_device
 
@@ -372,3 +374,8 @@ def _programs(device: torch.device) -> int:
 def _device_of(x: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+def tuning_targets(size: tuple[int, int, int], dtype: torch.dtype, device: str):
+    """What `mmadapt.ops.tune` walks for a problem of (tokens, d, rank)."""
+    return _cp_linear_tuning.tuning_targets(sys.modules[__name__], size, dtype, device)
