@@ -6,8 +6,10 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 # One OpenMP thread per test process: the suite is many small tensors on two processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-# The Triton of torch 2.11's wheels, older than the pinned one: the kernels must work with both.
+# The Triton of torch 2.11's wheels, older than the pinned one: the kernels must work with both. Its
+# interpreter wants the NumPy of its time: from 2.4 on, int() of an array of one entry is an error.
 TRITON_OLD     := 3.6.0
+NUMPY_OLD      := 2.3.5
 TRITON_OLD_DIR ?= $(VENV)/triton-$(TRITON_OLD)
 TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.py)
 
@@ -47,7 +49,7 @@ test-peft: venv
 
 $(TRITON_OLD_DIR): | venv
 	rm -rf $@.part
-	$(PIP) install --no-deps --target $@.part triton==$(TRITON_OLD)
+	$(PIP) install --no-deps --target $@.part triton==$(TRITON_OLD) numpy==$(NUMPY_OLD)
 	mv $@.part $@
 
 test-triton36: venv $(TRITON_OLD_DIR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +157,7 @@ def _probe(case: Case, name: str, kind: str, row: dict[str, Any], settings: Sett
 
 def release() -> None:
     """Between cases: compiled functions and cached memory of the last one."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
