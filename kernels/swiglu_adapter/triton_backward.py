@@ -37,22 +37,22 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
 def _project(
     dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, first,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dy up ``[BM, BR]`` over columns first..first+LENGTH; with SIDE also sum of dy * x * g."""
+    """dy up ``[BM, BR]`` over columns first..first+length; with SIDE also sum of dy * x * g."""
     if not ROUTED or SHARED_UP:
         return _product(
             dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ranks < M, first,
-            D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+            D, M, BM, BR, BK, length, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
         )  # fmt: skip
     dh = tl.zeros((BM, BR), tl.float32)
     side = tl.zeros((BM,), tl.float32)
     if low == high:
         dh, side = _product(
             dy_ptr, up_ptr + tl.maximum(low, 0) * D * M, x_ptr, weight_ptr, rows, ranks, ranks < M,
-            first, D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+            first, D, M, BM, BR, BK, length, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
         )  # fmt: skip
     else:
         if EP > 0:
@@ -60,7 +60,7 @@ def _project(
             owner, rank = flat // BR, flat % BR
             all_dh, side = _product(
                 dy_ptr, up_ptr, x_ptr, weight_ptr, rows, owner * D * M + rank,
-                (rank < M) & (owner < E), first, D, M, BM, EP * BR, BK, LENGTH, EVEN_D,
+                (rank < M) & (owner < E), first, D, M, BM, EP * BR, BK, length, EVEN_D,
                 EVEN_M and EP == E, SIDE, PRECISION, STAGES if EP * BR <= 64 else 2,
             )  # fmt: skip
             dh = pick(all_dh, ids, EP, BM, BR)
@@ -69,7 +69,7 @@ def _project(
                 if (e >= low) & (e <= high):
                     part, side = _product(
                         dy_ptr, up_ptr + e * D * M, x_ptr, weight_ptr, rows, ranks, ranks < M,
-                        first, D, M, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
+                        first, D, M, BM, BR, BK, length, EVEN_D, EVEN_M, SIDE, PRECISION, STAGES,
                     )  # fmt: skip
                     dh = tl.where((ids == e)[:, None], part, dh)
     return dh, side
@@ -79,13 +79,13 @@ def _project(
 def _product(
     dy_ptr, up_ptr, x_ptr, weight_ptr, rows, weight_cols, weight_ok, first,
     D: tl.constexpr, M: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
-    LENGTH: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, SIDE: tl.constexpr,
+    length, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, SIDE: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dy times the `weight_cols` of up, ``[BM, BC]``."""
     dh = tl.zeros((BM, BC), tl.float32)
     side = tl.zeros((BM,), tl.float32)
-    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+    for k in tl.range(0, length, BK, num_stages=STAGES):
         cols = first + k + tl.arange(0, BK)
         ok = cols < D
         dy = load_tile(dy_ptr, rows, cols, D, rows >= 0, ok, False, not EVEN_D)
@@ -171,11 +171,11 @@ def _expand(
     dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z, side,
     rows, inside, ids, low, high, first,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx for columns first..first+LENGTH."""
+    """dx for columns first..first+length."""
     ranks = tl.arange(0, MP)
     rstd = tl.zeros((BM,), tl.float32) + 1.0
     pull = tl.zeros((BM,), tl.float32)
@@ -187,7 +187,7 @@ def _expand(
             _columns(
                 dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd,
                 tl.maximum(low, 0) * M + ranks, ranks < M, rstd, pull, rows, inside, ids, first,
-                D, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+                D, BN, length, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
             )  # fmt: skip
         else:
             if EP > 0:
@@ -196,14 +196,14 @@ def _expand(
                 _columns(
                     dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr,
                     place(dzg, ids, EP, BM, MP), place(dzd, ids, EP, BM, MP), owner * M + rank,
-                    (rank < M) & (owner < E), rstd, pull, rows, inside, ids, first, D, BN, LENGTH,
+                    (rank < M) & (owner < E), rstd, pull, rows, inside, ids, first, D, BN, length,
                     EVEN_D, EVEN_M and EP == E, ROUTED, NORM, RESIDUAL, PRECISION,
                     STAGES if EP * MP <= 64 else 2,
                 )  # fmt: skip
             else:
                 half_g = dzg.to(dy_ptr.dtype.element_ty)
                 half_d = dzd.to(dy_ptr.dtype.element_ty)
-                for c in tl.range(0, LENGTH, BN, num_stages=1):
+                for c in tl.range(0, length, BN, num_stages=1):
                     cols = first + c + tl.arange(0, BN)
                     acc = tl.zeros((BM, BN), tl.float32)
                     for e in range(E):
@@ -221,7 +221,7 @@ def _expand(
         _columns(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd, ranks, ranks < M,
             rstd, pull, rows, inside, ids, first,
-            D, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+            D, BN, length, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
         )  # fmt: skip
 
 
@@ -229,15 +229,15 @@ def _expand(
 def _columns(
     dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, dx_ptr, dzg, dzd, weight_rows, weight_ok,
     rstd, pull, rows, inside, ids, first,
-    D: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    D: tl.constexpr, BN: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """All column blocks, the last first; dz times the `weight_rows` of gate and down."""
     dzg = dzg.to(dy_ptr.dtype.element_ty)
     dzd = dzd.to(dy_ptr.dtype.element_ty)
-    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
-    for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+    last = (length + BN - 1) // BN * BN - BN
+    for c in tl.range(0, length, BN, num_stages=STAGES):
         cols = first + (last - c) + tl.arange(0, BN)
         acc = _product_of_z(
             gate_ptr, down_ptr, dzg, dzd, weight_rows, weight_ok, cols,
@@ -286,7 +286,7 @@ def _write(
 @triton.jit(do_not_specialize=["T"])
 def fused_backward_kernel(
     dy_ptr, x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, zg_ptr, zd_ptr, rstd_ptr,
-    dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
+    dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale, length,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     MP: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -299,7 +299,7 @@ def fused_backward_kernel(
     ranks = tl.arange(0, MP)
     dh, side = _project(
         dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, 0,
-        D, M, E, EP, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
+        D, M, E, EP, BM, MP, BK, length, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
         RESIDUAL == "norm" and NEED_DX, PRECISION, STAGES_K,
     )  # fmt: skip
     dzg, dzd, dot_z = _activate(
@@ -309,7 +309,7 @@ def fused_backward_kernel(
     if NEED_DX:
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
-            side, rows, inside, ids, low, high, 0, D, M, E, EP, BM, MP, BN, D, EVEN_N, EVEN_M,
+            side, rows, inside, ids, low, high, 0, D, M, E, EP, BM, MP, BN, length, EVEN_N, EVEN_M,
             ROUTED, NORM, RESIDUAL, PRECISION, STAGES_N,
         )  # fmt: skip
 
@@ -318,7 +318,7 @@ def fused_backward_kernel(
 def project_backward_kernel(
     dy_ptr, up_ptr, x_ptr, weight_ptr, expert_ptr, dh_ptr, side_ptr, T,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr,
     ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -329,8 +329,8 @@ def project_backward_kernel(
     split = tl.program_id(2)
     ranks = tl.program_id(1) * BR + tl.arange(0, BR)
     dh, side = _project(
-        dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, split * LENGTH,
-        D, M, E, EP, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
+        dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, split * length,
+        D, M, E, EP, BM, BR, BK, length, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
     )  # fmt: skip
     row_of_split = split.to(tl.int64) * T + rows
     store_tile(dh_ptr, dh, row_of_split, ranks, M, inside, M, not EVEN_M)
@@ -343,14 +343,14 @@ def expand_backward_kernel(
     dy_ptr, x_ptr, gate_ptr, down_ptr, expert_ptr, weight_ptr, part_ptr, side_ptr, zg_ptr, zd_ptr,
     rstd_ptr, dx_ptr, dzg_ptr, dzd_ptr, h_ptr, T, scale,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, length, SPLITS: tl.constexpr,
     EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles, column groups of LENGTH). Sums partials in ascending order."""
+    """Grid (row tiles, column groups of length). Sums partials in ascending order."""
     rows, inside = tile_rows(T, BM)
     ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
     ranks = tl.arange(0, MP)
@@ -369,8 +369,8 @@ def expand_backward_kernel(
     if NEED_DX:
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
-            side, rows, inside, ids, low, high, tl.program_id(1) * LENGTH, D, M, E, EP, BM, MP, BN,
-            LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+            side, rows, inside, ids, low, high, tl.program_id(1) * length, D, M, E, EP, BM, MP, BN,
+            length, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
         )  # fmt: skip
 
 
@@ -429,7 +429,7 @@ def launch_backward(
     if config["fused"]:
         fused_backward_kernel[(row_tiles,)](
             dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,
-            scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0,
+            scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
             STAGES_K=config["stages_k"], STAGES_N=config["stages_n"], **ending, **common,
         )  # fmt: skip
         return
@@ -441,7 +441,7 @@ def launch_backward(
     block_rank = min(config["BR"], padded)
     side_by_side = common["EP"] if block_rank == padded else 0
     project_backward_kernel[(row_tiles, padded // block_rank, splits)](
-        dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, LENGTH=length,
+        dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, length=length,
         EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
         STAGES=config["stages_k"], **{**common, "EP": side_by_side},
     )  # fmt: skip
@@ -449,6 +449,6 @@ def launch_backward(
     groups = triton.cdiv(dim, length) if needs_dx else 1
     expand_backward_kernel[(row_tiles, groups)](
         dy, x, gate, down, expert, norm_weight, part, side, zg, zd, rstd, dx, dzg, dzd, h, tokens,
-        scale, BN=bn, LENGTH=length, SPLITS=splits, EVEN_D=length * groups == dim,
+        scale, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
         STAGES=config["stages_n"], **ending, **common,
     )  # fmt: skip

@@ -39,15 +39,15 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
 def _project(
     x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, first,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """x gate^T and x down^T ``[BM, BR]`` over columns first..first+LENGTH, and sums of squares."""
+    """x gate^T and x down^T ``[BM, BR]`` over columns first..first+length, and sums of squares."""
     if not ROUTED:
         return _products(
             x_ptr, gate_ptr, down_ptr, rows, ranks, ranks < M, first,
-            D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+            D, BM, BR, BK, length, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
         )  # fmt: skip
     zg = tl.zeros((BM, BR), tl.float32)
     zd = tl.zeros((BM, BR), tl.float32)
@@ -56,7 +56,7 @@ def _project(
         only = tl.maximum(low, 0)
         zg, zd, squares = _products(
             x_ptr, gate_ptr, down_ptr, rows, only * M + ranks, ranks < M, first,
-            D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+            D, BM, BR, BK, length, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
         )  # fmt: skip
         routed = (ids >= 0)[:, None]
         zg = tl.where(routed, zg, 0.0)
@@ -67,7 +67,7 @@ def _project(
             owner, rank = flat // BR, flat % BR
             all_g, all_d, squares = _products(
                 x_ptr, gate_ptr, down_ptr, rows, owner * M + rank, (rank < M) & (owner < E), first,
-                D, BM, EP * BR, BK, LENGTH, EVEN_D, EVEN_M and EP == E, NORM, PRECISION,
+                D, BM, EP * BR, BK, length, EVEN_D, EVEN_M and EP == E, NORM, PRECISION,
                 STAGES if EP * BR <= 64 else 2,
             )  # fmt: skip
             zg = pick(all_g, ids, EP, BM, BR)
@@ -77,7 +77,7 @@ def _project(
                 if (e >= low) & (e <= high):
                     sum_g, sum_d, squares = _products(
                         x_ptr, gate_ptr, down_ptr, rows, e * M + ranks, ranks < M, first,
-                        D, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
+                        D, BM, BR, BK, length, EVEN_D, EVEN_M, NORM, PRECISION, STAGES,
                     )  # fmt: skip
                     mine = (ids == e)[:, None]
                     zg = tl.where(mine, sum_g, zg)
@@ -88,7 +88,7 @@ def _project(
 @triton.jit
 def _products(
     x_ptr, gate_ptr, down_ptr, rows, weight_rows, weight_ok, first,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, length,
     EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def _products(
     zd = tl.zeros((BM, BC), tl.float32)
     squares = tl.zeros((BM,), tl.float32)
     gram = tl.zeros((BM, BM if HALF and NORM else 1), tl.float32)
-    for k in tl.range(0, LENGTH, BK, num_stages=STAGES):
+    for k in tl.range(0, length, BK, num_stages=STAGES):
         cols = first + k + tl.arange(0, BK)
         ok = cols < D
         x = load_tile(x_ptr, rows, cols, D, rows >= 0, ok, False, not EVEN_D)
@@ -153,18 +153,18 @@ def _activate(
 def _expand(
     x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, first, scale,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, EVEN_D: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y = base + scale * h up^T for columns first..first+LENGTH."""
+    """y = base + scale * h up^T for columns first..first+length."""
     ranks = tl.arange(0, MP)
     if ROUTED and not SHARED_UP:
         if low == high:
             _columns(
                 x_ptr, up_ptr + tl.maximum(low, 0) * D * M, weight_ptr, y_ptr, h, ranks,
                 ranks < M, rstd, rows, inside, ids, first, scale,
-                D, M, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
+                D, M, BN, length, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
             )  # fmt: skip
         else:
             if EP > 0:
@@ -174,12 +174,12 @@ def _expand(
                     x_ptr, up_ptr, weight_ptr, y_ptr, place(h, ids, EP, BM, MP),
                     owner * D * M + rank, (rank < M) & (owner < E), rstd, rows, inside, ids,
                     first, scale, D, M, BN,
-                    LENGTH, EVEN_D, EVEN_M and EP == E, ROUTED, RESIDUAL, PRECISION,
+                    length, EVEN_D, EVEN_M and EP == E, ROUTED, RESIDUAL, PRECISION,
                     STAGES if EP * MP <= 64 else 2,
                 )  # fmt: skip
             else:
                 half = h.to(x_ptr.dtype.element_ty)
-                for c in tl.range(0, LENGTH, BN, num_stages=1):
+                for c in tl.range(0, length, BN, num_stages=1):
                     cols = first + c + tl.arange(0, BN)
                     acc = tl.zeros((BM, BN), tl.float32)
                     for e in range(E):
@@ -197,7 +197,7 @@ def _expand(
     else:
         _columns(
             x_ptr, up_ptr, weight_ptr, y_ptr, h, ranks, ranks < M, rstd, rows, inside, ids,
-            first, scale, D, M, BN, LENGTH, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
+            first, scale, D, M, BN, length, EVEN_D, EVEN_M, ROUTED, RESIDUAL, PRECISION, STAGES,
         )  # fmt: skip
 
 
@@ -205,14 +205,14 @@ def _expand(
 def _columns(
     x_ptr, up_ptr, weight_ptr, y_ptr, h, weight_cols, weight_ok, rstd, rows, inside, ids,
     first, scale,
-    D: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, length,
     EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """All column blocks, the last first; h times the `weight_cols` of up."""
     hidden = h.to(x_ptr.dtype.element_ty)
-    last: tl.constexpr = (LENGTH + BN - 1) // BN * BN - BN
-    for c in tl.range(0, LENGTH, BN, num_stages=STAGES):
+    last = (length + BN - 1) // BN * BN - BN
+    for c in tl.range(0, length, BN, num_stages=STAGES):
         cols = first + (last - c) + tl.arange(0, BN)
         w = load_tile(up_ptr, cols, weight_cols, M, cols < D, weight_ok, not EVEN_D, not EVEN_M)
         acc = dot(hidden, tl.trans(w.to(hidden.dtype)), None, PRECISION)
@@ -248,7 +248,7 @@ def _write(
 @triton.jit(do_not_specialize=["T"])
 def fused_forward_kernel(
     x_ptr, gate_ptr, down_ptr, up_ptr, expert_ptr, weight_ptr, y_ptr, zg_ptr, zd_ptr, rstd_ptr,
-    T, scale, eps,
+    T, scale, eps, length,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     MP: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -261,7 +261,7 @@ def fused_forward_kernel(
     ranks = tl.arange(0, MP)
     zg, zd, squares = _project(
         x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, 0,
-        D, M, E, EP, BM, MP, BK, D, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
+        D, M, E, EP, BM, MP, BK, length, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
     )  # fmt: skip
     h, rstd = _activate(
         zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, inside,
@@ -269,7 +269,7 @@ def fused_forward_kernel(
     )  # fmt: skip
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, 0, scale,
-        D, M, E, EP, BM, MP, BN, D, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION,
+        D, M, E, EP, BM, MP, BN, length, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION,
         STAGES_N,
     )  # fmt: skip
 
@@ -278,7 +278,7 @@ def fused_forward_kernel(
 def project_forward_kernel(
     x_ptr, gate_ptr, down_ptr, expert_ptr, zg_ptr, zd_ptr, squares_ptr, h_ptr, rstd_ptr, T, eps,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, length, SPLITS: tl.constexpr,
     EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -290,8 +290,8 @@ def project_forward_kernel(
     split = tl.program_id(2)
     ranks = tl.program_id(1) * BR + tl.arange(0, BR)
     zg, zd, squares = _project(
-        x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, split * LENGTH,
-        D, M, E, EP, BM, BR, BK, LENGTH, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
+        x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, split * length,
+        D, M, E, EP, BM, BR, BK, length, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
     )  # fmt: skip
     if SPLITS == 1:
         h, _ = _activate(
@@ -312,12 +312,12 @@ def expand_forward_kernel(
     x_ptr, up_ptr, expert_ptr, weight_ptr, part_g_ptr, part_d_ptr, squares_ptr, h_ptr,
     y_ptr, zg_ptr, zd_ptr, rstd_ptr, T, scale, eps,
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
-    MP: tl.constexpr, BN: tl.constexpr, LENGTH: tl.constexpr, SPLITS: tl.constexpr,
+    MP: tl.constexpr, BN: tl.constexpr, length, SPLITS: tl.constexpr,
     EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles, column groups of LENGTH). Sums partials in ascending order, or takes h."""
+    """Grid (row tiles, column groups of length). Sums partials in ascending order, or takes h."""
     rows, inside = tile_rows(T, BM)
     ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
     ranks = tl.arange(0, MP)
@@ -343,7 +343,7 @@ def expand_forward_kernel(
         )  # fmt: skip
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high,
-        tl.program_id(1) * LENGTH, scale, D, M, E, EP, BM, MP, BN, LENGTH, EVEN_D, EVEN_M,
+        tl.program_id(1) * length, scale, D, M, E, EP, BM, MP, BN, length, EVEN_D, EVEN_M,
         ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES,
     )  # fmt: skip
 
@@ -389,7 +389,8 @@ def launch_forward(
     if config["fused"]:
         fused_forward_kernel[(row_tiles,)](
             x, gate, down, up, expert, norm_weight, y, zg, zd, rstd, tokens, scale, eps,
-            BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, **expanding, **flags,
+            BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
+            **expanding, **flags,
             STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
         )  # fmt: skip
         return
@@ -405,13 +406,13 @@ def launch_forward(
     side_by_side = flags["EP"] if block_rank == padded else 0
     project_forward_kernel[(row_tiles, padded // block_rank, splits)](
         x, gate, down, expert, part_g, part_d, squares, h, rstd, tokens, eps,
-        BR=block_rank, BK=bk, LENGTH=length, SPLITS=splits, EVEN_D=length * splits == dim,
+        BR=block_rank, BK=bk, length=length, SPLITS=splits, EVEN_D=length * splits == dim,
         STAGES=config["stages_k"], **{**flags, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length)
     expand_forward_kernel[(row_tiles, groups)](
         x, up, expert, norm_weight, part_g, part_d, squares, h, y, zg, zd, rstd,
-        tokens, scale, eps, BN=bn, LENGTH=length, SPLITS=splits, EVEN_D=length * groups == dim,
+        tokens, scale, eps, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
         STAGES=config["stages_n"], **expanding, **flags,
     )  # fmt: skip

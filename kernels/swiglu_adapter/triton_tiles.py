@@ -1,4 +1,9 @@
-"""What the SwiGLU adapter's kernels share: tiles, routing of rows, the activation."""
+"""What the SwiGLU adapter's kernels share: tiles, routing of rows, the activation.
+
+Two rules of these kernels come from wrong results on Hopper with Triton 3.6 (bench/NOTES.md): what
+a pipelined product reads from shared memory is not used in registers in the same loop; and bounds
+of loops with products are run-time values, so that LLVM does not unroll them completely.
+"""
 
 import triton
 import triton.language as tl

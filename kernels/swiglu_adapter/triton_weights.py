@@ -157,7 +157,7 @@ def column_sums_kernel(
     start = tl.program_id(1).to(tl.int64) * length
     end = tl.minimum(start + length, T)
     total = tl.zeros((BD,), tl.float32)
-    for t in range(0, length, BT):
+    for t in tl.range(0, length, BT, num_stages=4):
         rows = start + t + tl.arange(0, BT)
         inside = (rows < end)[:, None] & (cols < D)[None, :]
         at = rows[:, None] * D + cols[None, :]
@@ -247,10 +247,10 @@ def launch_gate_down(
 
 def _column_sums(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     tokens, dim = x.shape
-    splits, length = _splits(tokens, triton.cdiv(dim, 64), {"programs": 512, "BT": 32})
+    splits, length = _splits(tokens, triton.cdiv(dim, 128), {"programs": 1024, "BT": 32})
     sums = x.new_empty(splits, dim, dtype=torch.float32)
-    column_sums_kernel[(triton.cdiv(dim, 64), splits)](
-        dy, x, rstd, sums, tokens, length, D=dim, BD=64, BT=32
+    column_sums_kernel[(triton.cdiv(dim, 128), splits)](
+        dy, x, rstd, sums, tokens, length, D=dim, BD=128, BT=32
     )
     return sums
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -49,8 +50,6 @@ def targets(contract: str, sizes: list[tuple[int, ...]], dtype: torch.dtype) -> 
 
 def time_all(target: Target) -> list[tuple[float, dict[str, int]]]:
     """Median microseconds of every candidate that works, the fastest first."""
-    from triton.testing import do_bench
-
     from mmadapt.ops._backends.triton._configs import override
 
     expected = [t.clone() for t in target.run()]
@@ -64,12 +63,29 @@ def time_all(target: Target) -> list[tuple[float, dict[str, int]]]:
                 if not worst < 0.02:
                     print(f"  {config}: differs by {worst:.3g}, dropped", flush=True)
                     continue
-                milliseconds = do_bench(target.run, warmup=10, rep=40, return_mode="median")
+                microseconds = _microseconds(target.run)
             except Exception as error:
                 print(f"  {config}: {type(error).__name__}: {str(error)[:100]}", flush=True)
                 continue
-        timed.append((1e3 * milliseconds, config))
+        timed.append((microseconds, config))
     return sorted(timed, key=lambda pair: pair[0])
+
+
+def _microseconds(run: Callable[[], object], calls: int = 10, replays: int = 9) -> float:
+    """Median over replays of a CUDA graph of `calls` runs: several launches, no gaps between."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    times = []
+    for _ in range(replays + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1e3 * begin.elapsed_time(end) / calls)
+    return statistics.median(times[1:])
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:

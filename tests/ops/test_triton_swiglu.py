@@ -73,6 +73,7 @@ def check_error_rule(assert_as_good_as_eager, args, residual, largest=True):
         (HALF, 2, False, True, "norm"),
         (MIXED, 3, True, False, "none"),
         (FP32, 3, True, True, "input"),
+        (FP32, 5, False, True, "norm"),  # more columns than fit side by side
     ],
 )
 def test_error_rule(assert_as_good_as_eager, path, dtypes, experts, shared, norm, residual):
