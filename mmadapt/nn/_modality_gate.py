@@ -49,14 +49,18 @@ class ModalityGate(nn.Module):
         """Zeros."""
         nn.init.zeros_(self.gate)
 
-    def forward(self, value: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self, value: Tensor, mask: Tensor, hidden: Tensor | None = None, *, inplace: bool = False
+    ) -> Tensor:
         """Gate `value` ``[..., H, h]`` or ``[..., H * h]`` where `mask` ``[...]`` (bool) is true.
 
         `hidden` ``[..., dim]`` is needed by ``kind="token"`` and ignored by ``kind="static"``.
+        `inplace` lets it overwrite `value`, see `mmadapt.ops.modality_gate`: use the result.
         """
         if self.kind == "static":
-            return modality_gate(value, self.gate, mask)
-        return projected_modality_gate(value, self._required(hidden), self.gate, mask)
+            return modality_gate(value, self.gate, mask, inplace=inplace)
+        hidden = self._required(hidden)
+        return projected_modality_gate(value, hidden, self.gate, mask, inplace=inplace)
 
     def activation(self, hidden: Tensor | None = None) -> Tensor:
         """The gate ``tanh(logits)``: ``[..., H]`` for ``"token"``, ``[H]`` for ``"static"``."""

@@ -60,6 +60,12 @@ def projected_modality_gate_outputs(value: Tensor) -> tuple[Tensor, Tensor]:
     return value.new_empty(value.shape), gate
 
 
+def projected_modality_gate_inplace_outputs(value: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """Masked rows of `value` before gating ([T, H, h], other rows unwritten, or [0]); the gate."""
+    gate = value.new_empty(value.shape[:2], dtype=accumulation_dtype(value.dtype))
+    return gradient(value, save), gate
+
+
 def cp_linear_gradients(
     x: Tensor,
     factor_in: Tensor,

@@ -20,6 +20,15 @@ def forward(value: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
     return y
 
 
+def inplace(value: Tensor, logits: Tensor, mask: Tensor, save: bool) -> Tensor:
+    rows, saved = Rows(mask), gradient(value, save)
+    picked, gate = rows.take(value), _gate(rows, value, logits)
+    if save:
+        rows.put(saved, picked)
+    rows.put(value, picked.to(gate.dtype) * gate.unsqueeze(-1))
+    return saved
+
+
 def backward(
     dy: Tensor, value: Tensor, logits: Tensor, mask: Tensor, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:

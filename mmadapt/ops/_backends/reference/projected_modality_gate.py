@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
-from mmadapt.ops._allocate import gradient, projected_modality_gate_outputs
+from mmadapt.ops._allocate import (
+    gradient,
+    projected_modality_gate_inplace_outputs,
+    projected_modality_gate_outputs,
+)
 from mmadapt.ops._backends.reference._rows import Rows
 
 
@@ -14,11 +18,29 @@ def unsupported(value: Tensor, hidden: Tensor, weight: Tensor, mask: Tensor) -> 
 def forward(value: Tensor, hidden: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     rows = Rows(mask)
     y, gate = projected_modality_gate_outputs(value)
-    picked = torch.tanh(rows.take(hidden).to(gate.dtype) @ weight.to(gate.dtype).t())
-    rows.put(gate.zero_(), picked)
+    picked = _gate(rows, hidden, weight, gate)
     y.copy_(value)
     rows.put(y, rows.take(value).to(gate.dtype) * picked.unsqueeze(-1))
     return y, gate
+
+
+def inplace(
+    value: Tensor, hidden: Tensor, weight: Tensor, mask: Tensor, save: bool
+) -> tuple[Tensor, Tensor]:
+    rows = Rows(mask)
+    saved, gate = projected_modality_gate_inplace_outputs(value, save)
+    picked, before = _gate(rows, hidden, weight, gate), rows.take(value)
+    if save:
+        rows.put(saved, before)
+    rows.put(value, before.to(gate.dtype) * picked.unsqueeze(-1))
+    return saved, gate
+
+
+def _gate(rows: Rows, hidden: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
+    """Fill `gate` and return its selected rows."""
+    picked = torch.tanh(rows.take(hidden).to(gate.dtype) @ weight.to(gate.dtype).t())
+    rows.put(gate.zero_(), picked)
+    return picked
 
 
 def backward(
