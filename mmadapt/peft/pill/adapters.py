@@ -46,12 +46,18 @@ def apply_adapters(
     return ops.swiglu_adapter(x, gate, down, up, expert=expert, norm=norm, residual=residual)
 
 
-def apply_gate(gate: ModalityGate, values: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-    """Scale `values` [..., H * h] where `mask` [...] is true, by a gate on `hidden` [..., dim]."""
+def apply_gate(
+    gate: ModalityGate, values: Tensor, mask: Tensor, hidden: Tensor, *, inplace: bool = False
+) -> Tensor:
+    """Scale `values` [..., H * h] where `mask` [...] is true, by a gate on `hidden` [..., dim].
+
+    With `inplace`, `values` may be overwritten (`mmadapt.ops.modality_gate` says when).
+    """
     weight = _usable(gate.gate, values.dtype)
     if gate.kind == "static":
-        return ops.modality_gate(values, weight, mask)
-    return ops.projected_modality_gate(values, hidden.to(values.dtype), weight, mask)
+        return ops.modality_gate(values, weight, mask, inplace=inplace)
+    hidden = hidden.to(values.dtype)
+    return ops.projected_modality_gate(values, hidden, weight, mask, inplace=inplace)
 
 
 def _apply_linear(adapters: Sequence[Adapter], x: Tensor, expert: Tensor | None) -> Tensor:

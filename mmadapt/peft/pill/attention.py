@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mmadapt.nn import LinearAdapter, ModalityGate, SwiGLUAdapter
 from mmadapt.peft.modality import LayerSlot, check_known
@@ -131,8 +133,9 @@ class PillAttention(PillLayer):
         gate = self.part(GATE)
         if gate is None:
             return values
+        inplace = self._may_overwrite(module, values)
         if self._repeats_heads():
-            values = self._repeat(values, gate)
+            values, inplace = self._repeat(values, gate), False
         if self.mmadapt_pill_config[self.current].stage == "align":
             return values
         hidden, ids = args[0], self.slot.modality_ids
@@ -144,7 +147,20 @@ class PillAttention(PillLayer):
         mask = ids.bool()
         if self.probe is not None:
             self.probe.append(_gate_sums(gate, hidden, mask))
-        return apply_gate(gate, values, mask, hidden)
+        return apply_gate(gate, values, mask, hidden, inplace=inplace)
+
+    def _may_overwrite(self, v_proj: nn.Module, values: Tensor) -> bool:
+        """Whether nobody but attention has a use for the `values` that `v_proj` has just made."""
+        if torch.compiler.is_compiling():
+            return False
+        # Another module may return what it keeps, or its input; a linear layer never does.
+        fresh = isinstance(v_proj, nn.Linear) and values.is_contiguous()
+        # A hook in front of the gate's may have kept the values, as may a dispatch mode: selective
+        # activation checkpointing does, and raises in backward if they have changed since.
+        hooks = v_proj._forward_hooks
+        first = next(iter(hooks.values()), None) == self._gate_values
+        seen = not first or _has_any_global_hook() or is_in_torch_dispatch_mode()
+        return fresh and not values._is_view() and not seen
 
     def _check_gateable(self) -> None:
         base = self.base_layer
