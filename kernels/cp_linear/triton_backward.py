@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.cp_linear.triton_project import mode_precision, skinny_product, sum_partials
 from mmadapt.kernels.cp_linear.triton_tiles import (
     apply_mode,
     cast,
-    dot,
     keep_factor,
     load_tile,
 )
@@ -116,7 +116,11 @@ def factor_gradient_kernel(
         thin = load_tile(b_ptr, rows, ranks, RP, T, not EVEN, False)
         acc = dot(tl.trans(wide), thin, acc, PRECISION)
         if BIAS:
-            column_sum += tl.sum(wide.to(tl.float32), 0)
+            # Another eviction policy makes it another load: what a product reads asynchronously
+            # must not be in registers too (wrong sums with Triton 3.6, bench/NOTES.md).
+            at = a_ptr + rows[:, None] * D + clamped[None, :]
+            again = tl.load(at, (rows < T)[:, None], 0.0, eviction_policy="evict_last")
+            column_sum += tl.sum(again.to(tl.float32), 0)
     inside = cols < D
     chunk = tl.program_id(1).to(tl.int64)
     at = partial_ptr + (chunk * D + clamped)[:, None] * RP + ranks[None, :]

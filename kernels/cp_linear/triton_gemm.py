@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.cp_linear.triton_project import core_of, mode_precision
-from mmadapt.kernels.cp_linear.triton_tiles import cast, dot, load_factor, load_tile
+from mmadapt.kernels.cp_linear.triton_tiles import cast, load_factor, load_tile
 
 
 @triton.jit

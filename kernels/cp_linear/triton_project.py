@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.cp_linear.triton_tiles import (
     apply_mode,
     cast,
-    dot,
     keep_factor,
     load_factor,
     load_tile,

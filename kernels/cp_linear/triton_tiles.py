@@ -7,16 +7,6 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """``acc + a b`` in fp32; "widened" is for the interpreter, which cannot multiply bf16."""
-    if PRECISION == "widened":
-        out = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
-        out = tl.dot(a, b, acc, input_precision=PRECISION)
-    return out
-
-
-@triton.jit
 def cast(tile, dtype: tl.constexpr):
     """To nearest even also in the interpreter, which truncates fp32 to bf16."""
     if INTERPRETED and tile.dtype == tl.float32 and dtype == tl.bfloat16:

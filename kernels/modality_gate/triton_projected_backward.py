@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.modality_gate.triton_backward import value_backward
 from mmadapt.kernels.modality_gate.triton_tiles import (
-    dot,
     load_heads,
     on_device,
     options,

@@ -56,14 +56,6 @@ def tanh(a):
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr):
-    """total + a b, with operands of one dtype; "widened" is for the interpreter, see the caller."""
-    if PRECISION == "widened":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(a, b, total, input_precision=PRECISION)
-
-
-@triton.jit
 def load_heads(ptr, rows, heads, keep, H: tl.constexpr, EVEN_H: tl.constexpr):
     """``[BT, HB]`` of a ``[T, H]`` matrix, zeros where `keep` is false."""
     mask = keep[:, None]

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.swiglu_adapter.triton_tiles import (
     block,
-    dot,
     load_tile,
     padded_experts,
     padded_rank,

@@ -74,19 +74,6 @@ def place(narrow, ids, EP: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b in fp32 (acc: None for 0); for PRECISION see `dot_precision` of the backends."""
-    if PRECISION == "widened":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    if PRECISION == "ieee":
-        # Sums of a tile first: one long chain of fp32 additions loses to a library's blocks. As an
-        # fma, because acc + dot would be folded into that chain again.
-        part = tl.dot(a, b, input_precision="ieee")
-        return part if acc is None else tl.fma(part, tl.full(part.shape, 1.0, tl.float32), acc)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
 def diagonal(square, BM: tl.constexpr):
     """The diagonal of a ``[BM, BM]`` tile."""
     rows = tl.arange(0, BM)

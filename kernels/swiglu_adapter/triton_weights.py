@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmadapt.kernels.swiglu_adapter.triton_tiles import block, dot, load_tile, padded_rank
+from mmadapt.kernels.common.triton_dot import dot
+from mmadapt.kernels.swiglu_adapter.triton_tiles import block, load_tile, padded_rank
 
 ALL, MATCHING, ANY = 0, 1, 2
 """Which tokens count: every one; those of the column's expert; those with any expert.

@@ -220,10 +220,12 @@ BF16_MASTER = (torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("tokens", [1, 199, 2048, 8192])
 @pytest.mark.parametrize(
     ("case", "dtypes"),
-    zip(
-        [(*size, *VARIANTS[i % 6]) for i, size in enumerate(SIZES * 2)],
-        [HALF] * 12 + [BF16_MASTER, MIXED, FP32] * 4,
-        strict=True,
+    list(
+        zip(
+            [(*size, *VARIANTS[i % 6]) for i, size in enumerate(SIZES * 2)],
+            [HALF] * 12 + [BF16_MASTER, MIXED, FP32] * 4,
+            strict=True,
+        )
     ),
     ids=str,
 )
