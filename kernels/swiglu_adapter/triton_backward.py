@@ -28,6 +28,7 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
     place,
     route,
     sigmoid,
+    stages_within,
     store_tile,
     tile_rows,
 )
@@ -39,7 +40,7 @@ def _project(
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """dy up ``[BM, BR]`` over columns first..first+length; with SIDE also sum of dy * x * g."""
     if not ROUTED or SHARED_UP:
@@ -61,7 +62,7 @@ def _project(
             all_dh, side = _product(
                 dy_ptr, up_ptr, x_ptr, weight_ptr, rows, owner * D * M + rank,
                 (rank < M) & (owner < E), first, D, M, BM, EP * BR, BK, length, EVEN_D,
-                EVEN_M and EP == E, SIDE, PRECISION, STAGES if EP * BR <= 64 else 2,
+                EVEN_M and EP == E, SIDE, PRECISION, WIDE_STAGES,
             )  # fmt: skip
             dh = pick(all_dh, ids, EP, BM, BR)
         else:
@@ -173,7 +174,7 @@ def _expand(
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     MP: tl.constexpr, BN: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx for columns first..first+length."""
     ranks = tl.arange(0, MP)
@@ -198,7 +199,7 @@ def _expand(
                     place(dzg, ids, EP, BM, MP), place(dzd, ids, EP, BM, MP), owner * M + rank,
                     (rank < M) & (owner < E), rstd, pull, rows, inside, ids, first, D, BN, length,
                     EVEN_D, EVEN_M and EP == E, ROUTED, NORM, RESIDUAL, PRECISION,
-                    STAGES if EP * MP <= 64 else 2,
+                    WIDE_STAGES,
                 )  # fmt: skip
             else:
                 half_g = dzg.to(dy_ptr.dtype.element_ty)
@@ -293,6 +294,7 @@ def fused_backward_kernel(
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr,
     PRECISION: tl.constexpr, STAGES_K: tl.constexpr, STAGES_N: tl.constexpr,
+    WIDE_K: tl.constexpr, WIDE_N: tl.constexpr,
 ):  # fmt: skip
     rows, inside = tile_rows(T, BM)
     ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
@@ -300,7 +302,7 @@ def fused_backward_kernel(
     dh, side = _project(
         dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, 0,
         D, M, E, EP, BM, MP, BK, length, EVEN_K, EVEN_M, ROUTED, SHARED_UP,
-        RESIDUAL == "norm" and NEED_DX, PRECISION, STAGES_K,
+        RESIDUAL == "norm" and NEED_DX, PRECISION, STAGES_K, WIDE_K,
     )  # fmt: skip
     dzg, dzd, dot_z = _activate(
         dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, inside, ids, scale,
@@ -310,7 +312,7 @@ def fused_backward_kernel(
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
             side, rows, inside, ids, low, high, 0, D, M, E, EP, BM, MP, BN, length, EVEN_N, EVEN_M,
-            ROUTED, NORM, RESIDUAL, PRECISION, STAGES_N,
+            ROUTED, NORM, RESIDUAL, PRECISION, STAGES_N, WIDE_N,
         )  # fmt: skip
 
 
@@ -321,7 +323,7 @@ def project_backward_kernel(
     BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr,
     ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, rank blocks, splits of d): fp32 partial dh ``[splits, T, M]`` and sides."""
     rows, inside = tile_rows(T, BM)
@@ -330,7 +332,8 @@ def project_backward_kernel(
     ranks = tl.program_id(1) * BR + tl.arange(0, BR)
     dh, side = _project(
         dy_ptr, up_ptr, x_ptr, weight_ptr, rows, ranks, ids, low, high, split * length,
-        D, M, E, EP, BM, BR, BK, length, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION, STAGES,
+        D, M, E, EP, BM, BR, BK, length, EVEN_D, EVEN_M, ROUTED, SHARED_UP, SIDE, PRECISION,
+        STAGES, WIDE_STAGES,
     )  # fmt: skip
     row_of_split = split.to(tl.int64) * T + rows
     store_tile(dh_ptr, dh, row_of_split, ranks, M, inside, M, not EVEN_M)
@@ -348,7 +351,7 @@ def expand_backward_kernel(
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr, SAVE_DZ: tl.constexpr, SAVE_H: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, column groups of length). Sums partials in ascending order."""
     rows, inside = tile_rows(T, BM)
@@ -370,7 +373,7 @@ def expand_backward_kernel(
         _expand(
             dy_ptr, x_ptr, gate_ptr, down_ptr, weight_ptr, rstd_ptr, dx_ptr, dzg, dzd, dot_z,
             side, rows, inside, ids, low, high, tl.program_id(1) * length, D, M, E, EP, BM, MP, BN,
-            length, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES,
+            length, EVEN_D, EVEN_M, ROUTED, NORM, RESIDUAL, PRECISION, STAGES, WIDE_STAGES,
         )  # fmt: skip
 
 
@@ -426,11 +429,16 @@ def launch_backward(
     row_tiles = triton.cdiv(tokens, config["BM"])
     bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
     shared = up.shape[0] == 1
+    wide = padded * padded_experts(experts, rank)
+    item = x.element_size()
+    wide_k = stages_within(config["stages_k"], (3 * config["BM"] + wide) * bk * item)
+    wide_n = stages_within(config["stages_n"], 2 * (config["BM"] + wide) * bn * item)
     if config["fused"]:
         fused_backward_kernel[(row_tiles,)](
             dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,
             scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
-            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"], **ending, **common,
+            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
+            WIDE_K=wide_k, WIDE_N=wide_n, **ending, **common,
         )  # fmt: skip
         return
     splits = config["splits"]
@@ -443,12 +451,12 @@ def launch_backward(
     project_backward_kernel[(row_tiles, padded // block_rank, splits)](
         dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, length=length,
         EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
-        STAGES=config["stages_k"], **{**common, "EP": side_by_side},
+        STAGES=config["stages_k"], WIDE_STAGES=wide_k, **{**common, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length) if needs_dx else 1
     expand_backward_kernel[(row_tiles, groups)](
         dy, x, gate, down, expert, norm_weight, part, side, zg, zd, rstd, dx, dzg, dzd, h, tokens,
         scale, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
-        STAGES=config["stages_n"], **ending, **common,
+        STAGES=config["stages_n"], WIDE_STAGES=wide_n, **ending, **common,
     )  # fmt: skip

@@ -30,6 +30,7 @@ from mmadapt.kernels.swiglu_adapter.triton_tiles import (
     place,
     route,
     sigmoid,
+    stages_within,
     store_tile,
     tile_rows,
 )
@@ -41,7 +42,7 @@ def _project(
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     BR: tl.constexpr, BK: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """x gate^T and x down^T ``[BM, BR]`` over columns first..first+length, and sums of squares."""
     if not ROUTED:
@@ -68,7 +69,7 @@ def _project(
             all_g, all_d, squares = _products(
                 x_ptr, gate_ptr, down_ptr, rows, owner * M + rank, (rank < M) & (owner < E), first,
                 D, BM, EP * BR, BK, length, EVEN_D, EVEN_M and EP == E, NORM, PRECISION,
-                STAGES if EP * BR <= 64 else 2,
+                WIDE_STAGES,
             )  # fmt: skip
             zg = pick(all_g, ids, EP, BM, BR)
             zd = pick(all_d, ids, EP, BM, BR)
@@ -155,7 +156,7 @@ def _expand(
     D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr,
     MP: tl.constexpr, BN: tl.constexpr, length, EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """y = base + scale * h up^T for columns first..first+length."""
     ranks = tl.arange(0, MP)
@@ -175,7 +176,7 @@ def _expand(
                     owner * D * M + rank, (rank < M) & (owner < E), rstd, rows, inside, ids,
                     first, scale, D, M, BN,
                     length, EVEN_D, EVEN_M and EP == E, ROUTED, RESIDUAL, PRECISION,
-                    STAGES if EP * MP <= 64 else 2,
+                    WIDE_STAGES,
                 )  # fmt: skip
             else:
                 half = h.to(x_ptr.dtype.element_ty)
@@ -254,14 +255,14 @@ def fused_forward_kernel(
     EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES_K: tl.constexpr,
-    STAGES_N: tl.constexpr,
+    STAGES_N: tl.constexpr, WIDE_K: tl.constexpr, WIDE_N: tl.constexpr,
 ):  # fmt: skip
     rows, inside = tile_rows(T, BM)
     ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
     ranks = tl.arange(0, MP)
     zg, zd, squares = _project(
         x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, 0,
-        D, M, E, EP, BM, MP, BK, length, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K,
+        D, M, E, EP, BM, MP, BK, length, EVEN_K, EVEN_M, ROUTED, NORM, PRECISION, STAGES_K, WIDE_K,
     )  # fmt: skip
     h, rstd = _activate(
         zg, zd, squares, ids, eps, zg_ptr, zd_ptr, rstd_ptr, rows, ranks, inside,
@@ -270,7 +271,7 @@ def fused_forward_kernel(
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high, 0, scale,
         D, M, E, EP, BM, MP, BN, length, EVEN_N, EVEN_M, ROUTED, SHARED_UP, RESIDUAL, PRECISION,
-        STAGES_N,
+        STAGES_N, WIDE_N,
     )  # fmt: skip
 
 
@@ -281,7 +282,7 @@ def project_forward_kernel(
     BR: tl.constexpr, BK: tl.constexpr, length, SPLITS: tl.constexpr,
     EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, rank blocks, splits of d). One split finishes z and h; several write
     fp32 partial sums ``[SPLITS, T, M]`` and squares ``[SPLITS, T]``."""
@@ -292,6 +293,7 @@ def project_forward_kernel(
     zg, zd, squares = _project(
         x_ptr, gate_ptr, down_ptr, rows, ranks, ids, low, high, split * length,
         D, M, E, EP, BM, BR, BK, length, EVEN_D, EVEN_M, ROUTED, NORM, PRECISION, STAGES,
+        WIDE_STAGES,
     )  # fmt: skip
     if SPLITS == 1:
         h, _ = _activate(
@@ -316,6 +318,7 @@ def expand_forward_kernel(
     EVEN_D: tl.constexpr,
     EVEN_M: tl.constexpr, ROUTED: tl.constexpr, SHARED_UP: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    WIDE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, column groups of length). Sums partials in ascending order, or takes h."""
     rows, inside = tile_rows(T, BM)
@@ -344,7 +347,7 @@ def expand_forward_kernel(
     _expand(
         x_ptr, up_ptr, weight_ptr, y_ptr, h, rstd, rows, inside, ids, low, high,
         tl.program_id(1) * length, scale, D, M, E, EP, BM, MP, BN, length, EVEN_D, EVEN_M,
-        ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES,
+        ROUTED, SHARED_UP, RESIDUAL, PRECISION, STAGES, WIDE_STAGES,
     )  # fmt: skip
 
 
@@ -386,12 +389,17 @@ def launch_forward(
     expanding = {"MP": padded, "SHARED_UP": up.shape[0] == 1, "RESIDUAL": residual}
     row_tiles = triton.cdiv(tokens, config["BM"])
     bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
+    wide = padded * padded_experts(experts, rank)
+    item = x.element_size()
+    wide_k = stages_within(config["stages_k"], (config["BM"] + 2 * wide) * bk * item)
+    wide_n = stages_within(config["stages_n"], (config["BM"] + wide) * bn * item)
     if config["fused"]:
         fused_forward_kernel[(row_tiles,)](
             x, gate, down, up, expert, norm_weight, y, zg, zd, rstd, tokens, scale, eps,
             BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
             **expanding, **flags,
             STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
+            WIDE_K=wide_k, WIDE_N=wide_n,
         )  # fmt: skip
         return
     splits = config["splits"]
@@ -407,12 +415,12 @@ def launch_forward(
     project_forward_kernel[(row_tiles, padded // block_rank, splits)](
         x, gate, down, expert, part_g, part_d, squares, h, rstd, tokens, eps,
         BR=block_rank, BK=bk, length=length, SPLITS=splits, EVEN_D=length * splits == dim,
-        STAGES=config["stages_k"], **{**flags, "EP": side_by_side},
+        STAGES=config["stages_k"], WIDE_STAGES=wide_k, **{**flags, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length)
     expand_forward_kernel[(row_tiles, groups)](
         x, up, expert, norm_weight, part_g, part_d, squares, h, y, zg, zd, rstd,
         tokens, scale, eps, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
-        STAGES=config["stages_n"], **expanding, **flags,
+        STAGES=config["stages_n"], WIDE_STAGES=wide_n, **expanding, **flags,
     )  # fmt: skip

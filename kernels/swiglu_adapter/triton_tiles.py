@@ -100,6 +100,11 @@ def padded_experts(experts: int, rank: int) -> int:
     return padded if experts > 1 and padded * padded_rank(rank) <= WIDEST else 0
 
 
+def stages_within(stages: int, bytes_per_stage: int) -> int:
+    """`stages`, or as many as fit: a tile with several experts needs more shared memory a stage."""
+    return max(1, min(stages, 190 * 1024 // bytes_per_stage))
+
+
 def padded_rank(rank: int) -> int:
     """Ranks are padded to a power of two; zero columns stay zero through silu(0) * 0."""
     return block(rank)
