@@ -8,7 +8,8 @@ stream. The row reduction over d that the norm needs is a sum over the rank, bec
 ``sum_i (dz W)_i x_i = sum_j dz_j z_j / rstd``. Writes dz * rstd and scale * h ``[T, M]``, whose
 products with x and dy are the weight gradients (triton_weights.py).
 
-Same shape as the forward: `fused`, or its halves `project` and `expand`.
+Same shape as the forward: `fused`, or its halves `project` and `expand`. For large ranks the second
+half is two kernels: `activate`, and `columns`, which tiles dz too.
 """
 
 from collections.abc import Mapping
@@ -215,7 +216,8 @@ def _expand(
                             )  # fmt: skip
                             acc = tl.where((ids == e)[:, None], part, acc)
                     _write(
-                        dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+                        dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, rstd, pull, rows, inside,
+                        ids, cols,
                         D, EVEN_D, ROUTED, NORM, RESIDUAL,
                     )  # fmt: skip
     else:
@@ -245,7 +247,7 @@ def _columns(
             D, EVEN_D, EVEN_M, PRECISION,
         )  # fmt: skip
         _write(
-            dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+            dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, rstd, pull, rows, inside, ids, cols,
             D, EVEN_D, ROUTED, NORM, RESIDUAL,
         )  # fmt: skip
 
@@ -265,7 +267,7 @@ def _product_of_z(
 
 @triton.jit
 def _write(
-    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, rstd, pull, rows, inside, ids, cols,
+    dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, gain, rstd, pull, rows, inside, ids, cols,
     D: tl.constexpr, EVEN_D: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
 ):  # fmt: skip
@@ -274,7 +276,7 @@ def _write(
     dx = acc
     if NORM:
         x = load_tile(x_ptr, rows, cols, D, rows >= 0, cols < D, False, not EVEN_D).to(tl.float32)
-        dx = rstd[:, None] * acc - x * pull[:, None]
+        dx = gain[:, None] * acc - x * pull[:, None]
     if RESIDUAL != "none":
         dy = load_tile(dy_ptr, rows, cols, D, inside, cols < D, False, not EVEN_D)
         dy = dy.to(tl.float32)
@@ -377,6 +379,91 @@ def expand_backward_kernel(
         )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["T"])
+def activate_backward_kernel(
+    part_ptr, side_ptr, expert_ptr, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, pull_ptr,
+    T, scale,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, MP: tl.constexpr,
+    SPLITS: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr, NORM: tl.constexpr,
+    SIDE: tl.constexpr, SAVE_H: tl.constexpr,
+):  # fmt: skip
+    """Large ranks: dz * rstd, scale * h, and with NORM each row's factor of -x in dx."""
+    rows, inside = tile_rows(T, BM)
+    ids, _, _ = route(expert_ptr, rows, inside, E, ROUTED)
+    ranks = tl.arange(0, MP)
+    dh = tl.zeros((BM, MP), tl.float32)
+    side = tl.zeros((BM,), tl.float32)
+    for s in tl.static_range(SPLITS):
+        of_split = rows + tl.cast(T, tl.int64) * s
+        dh += load_tile(part_ptr, of_split, ranks, M, inside, ranks < M, False, not EVEN_M)
+        if SIDE:
+            side += tl.load(side_ptr + of_split)
+    _, _, dot_z = _activate(
+        dh, zg_ptr, zd_ptr, rstd_ptr, dzg_ptr, dzd_ptr, h_ptr, rows, ranks, inside, ids, scale,
+        M, E, 0, BM, MP, EVEN_M, ROUTED, False, NORM, True, SAVE_H,
+    )  # fmt: skip
+    if NORM:
+        rstd = tl.load(rstd_ptr + rows)
+        tl.store(pull_ptr + rows, rstd * rstd / D * (dot_z + rstd * side), mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def columns_backward_kernel(
+    dy_ptr, x_ptr, gate_ptr, down_ptr, expert_ptr, weight_ptr, dzg_ptr, dzd_ptr, rstd_ptr,
+    pull_ptr, dx_ptr, T, ranks_end,
+    D: tl.constexpr, M: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, EVEN_D: tl.constexpr, EVEN_M: tl.constexpr, ROUTED: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Large ranks: dx by tiles of rows and columns, over the rank in blocks of BK."""
+    rows, inside = tile_rows(T, BM)
+    ids, low, high = route(expert_ptr, rows, inside, E, ROUTED)
+    cols = tl.program_id(1) * BN + tl.arange(0, BN)
+    acc = tl.zeros((BM, BN), tl.float32)
+    if low == high:
+        first = tl.maximum(low, 0) * M
+        for k in tl.range(0, ranks_end, BK, num_stages=STAGES):
+            acc = _rank_block(
+                gate_ptr, down_ptr, dzg_ptr, dzd_ptr, acc, rows, inside, k, first, cols,
+                D, M, BK, EVEN_D, EVEN_M, False, PRECISION,
+            )  # fmt: skip
+    else:
+        for e in range(E):
+            if (e >= low) & (e <= high):
+                for k in tl.range(0, ranks_end, BK, num_stages=STAGES):
+                    acc = _rank_block(
+                        gate_ptr, down_ptr, dzg_ptr, dzd_ptr, acc, rows, ids == e, k, e * M, cols,
+                        D, M, BK, EVEN_D, EVEN_M, True, PRECISION,
+                    )  # fmt: skip
+    rstd = tl.zeros((BM,), tl.float32) + 1.0
+    pull = tl.zeros((BM,), tl.float32)
+    gain = rstd  # dz holds rstd already
+    if NORM:
+        rstd = tl.load(rstd_ptr + rows)
+        pull = tl.load(pull_ptr + rows)
+    _write(
+        dy_ptr, x_ptr, weight_ptr, dx_ptr, acc, gain, rstd, pull, rows, inside, ids, cols,
+        D, EVEN_D, ROUTED, NORM, RESIDUAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _rank_block(
+    gate_ptr, down_ptr, dzg_ptr, dzd_ptr, acc, rows, counted, k, first, cols,
+    D: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_M: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc + dz_gate gate + dz_down down over ranks k..k+BK; with SOME for counted rows only."""
+    ranks = k + tl.arange(0, BK)
+    ok = ranks < M
+    dzg = load_tile(dzg_ptr, rows, ranks, M, counted, ok, SOME, not EVEN_M)
+    dzd = load_tile(dzd_ptr, rows, ranks, M, counted, ok, SOME, not EVEN_M)
+    wg = load_tile(gate_ptr, first + ranks, cols, D, ok, cols < D, not EVEN_M, not EVEN_D)
+    wd = load_tile(down_ptr, first + ranks, cols, D, ok, cols < D, not EVEN_M, not EVEN_D)
+    acc = dot(dzg, wg.to(dzg.dtype), acc, PRECISION)
+    return dot(dzd, wd.to(dzg.dtype), acc, PRECISION)
+
+
 def launch_backward(
     dy: Tensor,
     x: Tensor,
@@ -425,6 +512,9 @@ def launch_backward(
         "SAVE_DZ": dz.numel() > 0,
         "SAVE_H": h.numel() > 0,
     }
+    tiled = not config["fused"] and config.get("tiled") and not padded_experts(experts, rank)
+    if tiled and dz.numel() == 0:  # there they are what dx is computed from
+        dz = x.new_empty(2, tokens, rank)
     dzg, dzd = dz if dz.numel() else (dz, dz)
     row_tiles = triton.cdiv(tokens, config["BM"])
     bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
@@ -453,6 +543,25 @@ def launch_backward(
         EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
         STAGES=config["stages_k"], WIDE_STAGES=wide_k, **{**common, "EP": side_by_side},
     )  # fmt: skip
+    if tiled:
+        pull = x.new_empty(tokens if norm_weight is not None else 0, dtype=torch.float32)
+        rows = max(16, 8192 // padded)
+        activate_backward_kernel[(triton.cdiv(tokens, rows),)](
+            part, side, expert, zg, zd, rstd, dzg, dzd, h, pull, tokens, scale,
+            D=dim, M=rank, E=experts, BM=rows, MP=padded, SPLITS=splits, EVEN_M=padded == rank,
+            ROUTED=expert is not None, NORM=norm_weight is not None, SIDE=with_side,
+            SAVE_H=h.numel() > 0, num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+        if needs_dx:
+            bk = min(64, padded)
+            columns_backward_kernel[(triton.cdiv(tokens, 128), triton.cdiv(dim, bn))](
+                dy, x, gate, down, expert, norm_weight, dzg, dzd, rstd, pull, dx, tokens, rank,
+                BN=bn, BK=bk, EVEN_D=dim % bn == 0, NORM=norm_weight is not None,
+                RESIDUAL=residual, STAGES=config["stages_n"],
+                D=dim, M=rank, E=experts, BM=128, EVEN_M=rank % bk == 0, ROUTED=expert is not None,
+                PRECISION=precision, num_warps=config["warps"], enable_fp_fusion=True,
+            )  # fmt: skip
+        return
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length) if needs_dx else 1
     expand_backward_kernel[(row_tiles, groups)](

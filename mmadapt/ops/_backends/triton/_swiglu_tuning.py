@@ -59,7 +59,7 @@ def _problem(
     passes = list(_passes(tokens, dim, padded))
     yield "swiglu_adapter.forward", dims, passes, forward
     yield (
-        "swiglu_adapter.backward", dims, passes,
+        "swiglu_adapter.backward", dims, [*passes, *_tiled(padded)],
         lambda: backward(True, False, False, False, False),
     )  # fmt: skip
     yield (
@@ -94,6 +94,19 @@ def _passes(tokens: int, dim: int, rank: int) -> Iterator[dict[str, int]]:
                         "fused": 0, "BM": bm, "BK": bk, "BN": bn, "BR": br, "warps": warps,
                         "splits": splits, "groups": groups, "stages_k": deep, "stages_n": late,
                     }  # fmt: skip
+
+
+def _tiled(rank: int) -> Iterator[dict[str, int]]:
+    if rank >= 128:
+        for bm, br, bn, warps, late in (
+            (128, 64, 128, 8, 3),
+            (64, 64, 128, 8, 3),
+            (64, 64, 64, 4, 4),
+        ):
+            yield {
+                "fused": 0, "tiled": 1, "BM": bm, "BK": 64, "BN": bn, "BR": br, "warps": warps,
+                "splits": 1, "groups": 1, "stages_k": 4, "stages_n": late,
+            }  # fmt: skip
 
 
 def _weights(columns: int) -> Iterator[dict[str, int]]:

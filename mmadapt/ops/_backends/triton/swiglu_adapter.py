@@ -1,10 +1,11 @@
 """`swiglu_adapter` in Triton: what the kernels can serve, the tiles they use, the launches.
 
-Settings named "swiglu_adapter.forward" and "swiglu_adapter.backward": ``fused`` (1: one kernel; 0:
-project, then expand), BM rows, BK columns while projecting, BN while expanding, ``warps``, pipeline
-depths ``stages_k`` and ``stages_n``; for the halves also BR ranks a block, ``splits`` of d and
-column ``groups``. "swiglu_adapter.weights": BD columns of x, at most BC (expert, rank) columns, BT
-tokens a step, ``programs`` to aim at, ``warps``, ``stages``.
+Settings named "swiglu_adapter.forward" and "swiglu_adapter.backward": ``fused`` (1: one kernel;
+0: project, then expand), BM rows, BK columns while projecting, BN while expanding, ``warps``, pipeline
+depths ``stages_k`` and ``stages_n``; for the halves also BR ranks a block, ``splits`` of d, column
+``groups``, and in the backward ``tiled`` (1: dz is tiled too; for one expert, or more than fit side by
+side). "swiglu_adapter.weights": BD columns of x, at most BC (expert, rank) columns, BT tokens a
+step, ``programs`` to aim at, ``warps``, ``stages``.
 """
 
 import sys
@@ -173,9 +174,18 @@ def _default_weights(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> di
     return {"BD": 128, "BC": 64, "BT": 64, "programs": 256, "warps": 8, "stages": 3}
 
 
+def _default_backward(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> dict[str, int]:
+    if dtype == torch.float32 or rank <= 128:
+        return _default_forward(dtype, tokens, dim, rank)
+    return {
+        "fused": 0, "tiled": 1, "BM": 128, "BK": 64, "BN": 128, "BR": 64, "warps": 8,
+        "splits": 1, "groups": 1, "stages_k": 4, "stages_n": 3,
+    }  # fmt: skip
+
+
 DEFAULTS = {
     "forward": _default_forward,
-    "backward": _default_forward,
+    "backward": _default_backward,
     "weights": _default_weights,
 }
 """Settings where no measured table has any: chosen for Hopper, safe everywhere."""
