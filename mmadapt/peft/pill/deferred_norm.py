@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mmadapt.ops._autocast import AUTOCAST_DEVICES
 from mmadapt.peft.pill.layer import PillLayer
 from mmadapt.peft.pill.norm_sites import UnfusableError, feeding_norm, norm_eps
 from mmadapt.peft.structure import find_decoder_stack
 
 Norm = tuple[Tensor, float]
+
+# Asked once: Dynamo of torch 2.11 cannot trace `is_autocast_available`.
+_AUTOCAST_DEVICES = frozenset(
+    filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu"))
+)
 
 
 class DeferredNorm:
@@ -77,7 +81,7 @@ class DeferredNorm:
         if weight.device != x.device:
             return "the norm's weight is on another device than its input"
         kind = x.device.type
-        casts = kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)
+        casts = kind in _AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)
         if casts and torch.get_autocast_dtype(kind) != x.dtype:
             return "autocast would round the norm's input"
         return None
