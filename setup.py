@@ -98,7 +98,10 @@ setup(
         },
         "mmadapt.recipes": "recipes",
     },
-    package_data={"mmadapt": ["**/*.html", "**/configs/*.json", "py.typed"], "mmadapt.recipes": ["*.yaml"]},
+    package_data={
+        "mmadapt": ["**/*.html", "**/configs/*.json", "py.typed"],
+        "mmadapt.recipes": ["*.yaml"],
+    },
     # optional: setuptools then tolerates that nothing was built.
     ext_modules=[Extension("mmadapt._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},

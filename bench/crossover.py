@@ -1,10 +1,9 @@
 """From how many tokens the Triton backend pays: `python -m bench.crossover --out FILE`.
 
-Times it against the reference backend as a user calls them, on the host's clock (`eager-call`), over
 Times it against the reference backend as a user calls them, on the host's clock (`eager-call`),
 over numbers of tokens; writes for each contract and dtype the least number from which it is never
-slower, forward alone or with backward, and every time. `mmadapt/ops/_backends/crossovers.json`
-is such a file: what the automatic choice of a backend reads.
+slower, forward alone or with backward, and every time. `mmadapt/ops/_backends/crossovers.json` is
+such a file: what the automatic choice of a backend reads.
 """
 
 from __future__ import annotations

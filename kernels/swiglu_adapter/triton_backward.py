@@ -520,19 +520,23 @@ def launch_backward(
     bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
     shared = up.shape[0] == 1
     wide = padded * padded_experts(experts, rank)
-    item = x.element_size()
-    wide_k = stages_within(config["stages_k"], (3 * config["BM"] + wide) * bk * item)
-    wide_n = stages_within(config["stages_n"], 2 * (config["BM"] + wide) * bn * item)
+    per_k, per_n = bk * x.element_size(), bn * x.element_size()
+    with_side = residual == "norm" and needs_dx
+    read_k = config["BM"] * (3 if with_side else 1)
+    read_n = config["BM"] * ((residual != "none") + (norm_weight is not None))
+    stages_k = stages_within(config["stages_k"], (read_k + padded) * per_k)
+    stages_n = stages_within(config["stages_n"], (read_n + 2 * padded) * per_n)
+    wide_k = stages_within(config["stages_k"], (read_k + wide) * per_k)
+    wide_n = stages_within(config["stages_n"], (read_n + 2 * wide) * per_n)
     if config["fused"]:
         fused_backward_kernel[(row_tiles,)](
             dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,
             scale, BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
-            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
+            STAGES_K=stages_k, STAGES_N=stages_n,
             WIDE_K=wide_k, WIDE_N=wide_n, **ending, **common,
         )  # fmt: skip
         return
     splits = config["splits"]
-    with_side = residual == "norm" and needs_dx
     part = x.new_empty(splits, tokens, rank, dtype=torch.float32)
     side = x.new_empty(splits if with_side else 0, tokens, dtype=torch.float32)
     length = triton.cdiv(triton.cdiv(dim, splits), bk) * bk
@@ -541,7 +545,7 @@ def launch_backward(
     project_backward_kernel[(row_tiles, padded // block_rank, splits)](
         dy, up, x, norm_weight, expert, part, side, tokens, BR=block_rank, BK=bk, length=length,
         EVEN_D=length * splits == dim, SHARED_UP=shared, SIDE=with_side,
-        STAGES=config["stages_k"], WIDE_STAGES=wide_k, **{**common, "EP": side_by_side},
+        STAGES=stages_k, WIDE_STAGES=wide_k, **{**common, "EP": side_by_side},
     )  # fmt: skip
     if tiled:
         pull = x.new_empty(tokens if norm_weight is not None else 0, dtype=torch.float32)
@@ -567,5 +571,5 @@ def launch_backward(
     expand_backward_kernel[(row_tiles, groups)](
         dy, x, gate, down, expert, norm_weight, part, side, zg, zd, rstd, dx, dzg, dzd, h, tokens,
         scale, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
-        STAGES=config["stages_n"], WIDE_STAGES=wide_n, **ending, **common,
+        STAGES=stages_n, WIDE_STAGES=wide_n, **ending, **common,
     )  # fmt: skip

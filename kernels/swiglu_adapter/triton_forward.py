@@ -390,15 +390,18 @@ def launch_forward(
     row_tiles = triton.cdiv(tokens, config["BM"])
     bk, bn = min(config["BK"], block(dim)), min(config["BN"], block(dim))
     wide = padded * padded_experts(experts, rank)
-    item = x.element_size()
-    wide_k = stages_within(config["stages_k"], (config["BM"] + 2 * wide) * bk * item)
-    wide_n = stages_within(config["stages_n"], (config["BM"] + wide) * bn * item)
+    per_k, per_n = bk * x.element_size(), bn * x.element_size()
+    base = 0 if residual == "none" else config["BM"]
+    stages_k = stages_within(config["stages_k"], (config["BM"] + 2 * padded) * per_k)
+    stages_n = stages_within(config["stages_n"], (base + padded) * per_n)
+    wide_k = stages_within(config["stages_k"], (config["BM"] + 2 * wide) * per_k)
+    wide_n = stages_within(config["stages_n"], (base + wide) * per_n)
     if config["fused"]:
         fused_forward_kernel[(row_tiles,)](
             x, gate, down, up, expert, norm_weight, y, zg, zd, rstd, tokens, scale, eps,
             BK=bk, BN=bn, EVEN_K=dim % bk == 0, EVEN_N=dim % bn == 0, length=dim,
             **expanding, **flags,
-            STAGES_K=config["stages_k"], STAGES_N=config["stages_n"],
+            STAGES_K=stages_k, STAGES_N=stages_n,
             WIDE_K=wide_k, WIDE_N=wide_n,
         )  # fmt: skip
         return
@@ -415,12 +418,12 @@ def launch_forward(
     project_forward_kernel[(row_tiles, padded // block_rank, splits)](
         x, gate, down, expert, part_g, part_d, squares, h, rstd, tokens, eps,
         BR=block_rank, BK=bk, length=length, SPLITS=splits, EVEN_D=length * splits == dim,
-        STAGES=config["stages_k"], WIDE_STAGES=wide_k, **{**flags, "EP": side_by_side},
+        STAGES=stages_k, WIDE_STAGES=wide_k, **{**flags, "EP": side_by_side},
     )  # fmt: skip
     length = triton.cdiv(triton.cdiv(dim, config["groups"]), bn) * bn
     groups = triton.cdiv(dim, length)
     expand_forward_kernel[(row_tiles, groups)](
         x, up, expert, norm_weight, part_g, part_d, squares, h, y, zg, zd, rstd,
         tokens, scale, eps, BN=bn, length=length, SPLITS=splits, EVEN_D=length * groups == dim,
-        STAGES=config["stages_n"], WIDE_STAGES=wide_n, **expanding, **flags,
+        STAGES=stages_n, WIDE_STAGES=wide_n, **expanding, **flags,
     )  # fmt: skip

@@ -101,8 +101,8 @@ def padded_experts(experts: int, rank: int) -> int:
 
 
 def stages_within(stages: int, bytes_per_stage: int) -> int:
-    """`stages`, or as many as fit: a tile with several experts needs more shared memory a stage."""
-    return max(1, min(stages, 190 * 1024 // bytes_per_stage))
+    """`stages`, or as many as fit into shared memory: what a loop loads depends on the call."""
+    return max(1, min(stages, 208 * 1024 // bytes_per_stage))
 
 
 def padded_rank(rank: int) -> int:

@@ -247,11 +247,14 @@ def gates() -> Iterator[Problem]:
 _DTYPES = {"bfloat16": BF16, "float16": FP16, "float32": FP32}
 
 
-def _swiglu_entry(dtype: torch.dtype, tokens: int, dim: int, rank: int) -> list[Problem]:
-    routed = swiglu(
-        tokens, dim, rank, experts=2, norm=True, residual="norm", dtype=dtype, weights=FP32
-    )
-    return [swiglu(tokens, dim, rank, dtype=dtype), routed]
+def _swiglu_entry(
+    dtype: torch.dtype, tokens: int, dim: int, rank: int, experts: int
+) -> list[Problem]:
+    size = {"experts": experts, "dtype": dtype, "slow": True}
+    if experts == 1:
+        normed = swiglu(tokens, dim, rank, norm=True, residual="norm", **size)
+        return [swiglu(tokens, dim, rank, **size), normed]
+    return [swiglu(tokens, dim, rank, norm=True, residual="norm", weights=FP32, **size)]
 
 
 def _cp_entry(dtype: torch.dtype, T: int, R: int, K: int = 1, **widths: int) -> list[Problem]:

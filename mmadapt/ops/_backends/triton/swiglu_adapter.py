@@ -1,11 +1,11 @@
 """`swiglu_adapter` in Triton: what the kernels can serve, the tiles they use, the launches.
 
-Settings named "swiglu_adapter.forward" and "swiglu_adapter.backward": ``fused`` (1: one kernel;
-0: project, then expand), BM rows, BK columns while projecting, BN while expanding, ``warps``, pipeline
-depths ``stages_k`` and ``stages_n``; for the halves also BR ranks a block, ``splits`` of d, column
-``groups``, and in the backward ``tiled`` (1: dz is tiled too; for one expert, or more than fit side by
-side). "swiglu_adapter.weights": BD columns of x, at most BC (expert, rank) columns, BT tokens a
-step, ``programs`` to aim at, ``warps``, ``stages``.
+"swiglu_adapter.forward" and "swiglu_adapter.backward" take these settings: ``fused`` (1: one
+kernel; 0: project, then expand), BM rows, BK columns while projecting, BN while expanding,
+``warps``, pipeline depths ``stages_k`` and ``stages_n`` (or what fits); for the halves also BR
+ranks a block, ``splits`` of d, column ``groups``, and in the backward ``tiled`` (1: dz is tiled
+too; for one expert, or more than fit side by side). "swiglu_adapter.weights" takes BD columns of x,
+at most BC (expert, rank) columns, BT tokens a step, ``programs`` to aim at, ``warps``, ``stages``.
 """
 
 import sys
