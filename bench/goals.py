@@ -125,15 +125,18 @@ PROBLEMS = (
     Problem(adapter, (16384, 2048, 32), "plain", ("copy", OURS), (COPY,)),
     Problem(adapter, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)),
     Problem(routed, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)),
-    Problem(
-        routed, (8192, 4096, 32), "norm", ("where", "eager-packed", "compile", OURS),
-        (
-            Goal(
-                "forward+backward, the better of both-experts eager and torch.compile over it",
-                BOTH, 7.0, speedup_over("where", "compile"), at_least=True,
+    *(
+        Problem(
+            routed, (8192, 4096, 32), variant, ("where", "eager-packed", "compile", OURS),
+            (
+                Goal(
+                    "forward+backward, the better of both-experts eager and torch.compile over it",
+                    BOTH, 7.0, speedup_over("where", "compile"), at_least=True,
+                ),
+                _saved(32),
             ),
-            _saved(32),
-        ),
+        )
+        for variant in ("input", "norm", "norm-frozen")
     ),
     Problem(
         adapter, (2048, 4096, 32), "plain", ("copy", OURS),

@@ -1,7 +1,8 @@
 """SwiGLU adapter routed over two experts, norm fused: PILL's block. Shapes are T x d x m.
 
-Variant ``input``: y = x + A_e(norm(x)); ``norm``: y = norm(x) + A_e(norm(x)). Bytes as in
-`bench.cases.adapter`; flops count one expert a token.
+Variant ``input``: y = x + A_e(norm(x)); ``norm``: y = norm(x) + A_e(norm(x)); ``frozen``: the norm's
+weight gets no gradient, as in PILL. Bytes as in `bench.cases.adapter`; flops count one expert a
+token.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mmadapt.kernels.swiglu_adapter import reference
 from mmadapt.ops import swiglu_adapter
 
 SHAPES = [(8192, 4096, 32), (8192, 4096, 64), (16384, 2048, 32)]
-VARIANTS = ("input", "norm", "input-fp32", "norm-fp32")
+VARIANTS = ("input", "norm", "norm-frozen", "input-fp32", "norm-fp32")
 DEFAULT_VARIANTS = ("input", "norm")
 EXPERTS = 2
 
@@ -25,16 +26,18 @@ def build(
     shape: tuple[int, int, int], variant: str, dtype: torch.dtype, device: torch.device
 ) -> Case:
     tokens, dim, rank = shape
-    residual = variant.removesuffix("-fp32")
+    residual = variant.partition("-")[0]
     draw = Draw(device, dtype, torch.float32 if "fp32" in variant else dtype)
     parameters = {
         "gate": draw.weight(EXPERTS, rank, dim),
         "down": draw.weight(EXPERTS, rank, dim),
         "up": draw.weight(EXPERTS, dim, rank),
-        "weight": draw.weight(dim, mean=1.0, std=0.1),
     }
+    norm = {"weight": draw.weight(dim, mean=1.0, std=0.1)}
+    frozen = norm if "frozen" in variant else {}
+    parameters |= {} if frozen else norm
     moved = ELEMENT[dtype] * tokens * dim
-    weights = sum(p.nbytes for p in parameters.values())
+    weights = sum(p.nbytes for p in (*parameters.values(), *frozen.values()))
     flops = 6.0 * tokens * dim * rank
     return Case(
         suite="routed",
@@ -43,6 +46,7 @@ def build(
         dtype=dtype,
         activations={"x": draw.activation(tokens, dim)},
         parameters=parameters,
+        frozen=frozen,
         per_token={"expert": is_image(tokens, device).to(torch.int32)},
         eager="where",
         providers={
