@@ -1,8 +1,8 @@
 """SwiGLU adapter routed over two experts, norm fused: PILL's block. Shapes are T x d x m.
 
-Variant ``input``: y = x + A_e(norm(x)); ``norm``: y = norm(x) + A_e(norm(x)); ``frozen``: the norm's
-weight gets no gradient, as in PILL. Bytes as in `bench.cases.adapter`; flops count one expert a
-token.
+Variant ``input``: y = x + A_e(norm(x)); ``norm``: y = norm(x) + A_e(norm(x)); ``frozen``: the
+norm's weight gets no gradient, as in PILL. Bytes as in `bench.cases.adapter`; flops count one
+expert a token.
 """
 
 from collections.abc import Callable

@@ -8,8 +8,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -129,11 +127,16 @@ def check_error_rule(rule, results, formula, tensors, mask, dy, largest=True):
             rule(actual, same, true, largest=largest)
 
 
-@pytest.mark.parametrize("place", ["fresh", "inplace"])
-@pytest.mark.parametrize("dtypes", [FP32, MIXED, FP16, BF16])
+@pytest.mark.parametrize(
+    ("place", "dtypes"),
+    [("fresh", dtypes) for dtypes in (FP32, MIXED, FP16, BF16)]
+    + [("inplace", dtypes) for dtypes in (MIXED, BF16)]
+    # Of fp32 the two forms are compared bit by bit below.
+    + [pytest.param("inplace", dtypes, marks=pytest.mark.slow) for dtypes in (FP32, FP16)],
+)
 def test_error_rule(assert_as_good_as_eager, case, dtypes, place):
     make, op, formula = case
-    tensors, mask = make(53, dtypes), runs_mask(53)
+    tensors, mask = make(37, dtypes), runs_mask(37)
     dy = torch.randn_like(tensors[0])
     results = value_and_grads(ours(op) if place == "fresh" else inplace(op), tensors, mask, dy)
     check_error_rule(assert_as_good_as_eager, results, formula, tensors, mask, dy)
@@ -160,32 +163,10 @@ def test_shapes(assert_as_good_as_eager, case, tokens, heads, size, width):
     )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(
-    name=st.sampled_from(sorted(CASES)),
-    tokens=st.integers(0, 40),
-    heads=st.integers(1, 5),
-    size=st.integers(1, 9),
-    width=st.integers(1, 33),
-    share=st.sampled_from([0.1, 0.5, 0.9]),
-    seed=st.integers(0, 2**31),
-)
-def test_drawn_shapes(name, tokens, heads, size, width, share, seed):
-    torch.manual_seed(seed)
-    make, op, formula = CASES[name]
-    tensors = make(tokens, FP32, heads, size, width)
-    mask = torch.rand(tokens, device=DEVICE) < share
-    dy = torch.randn_like(tensors[0])
-    expected = value_and_grads(formula, tensors, mask, dy)
-    for function in (ours(op), inplace(op)):
-        for a, b in zip(value_and_grads(function, tensors, mask, dy), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_several_runs_and_tiles_give_the_same_numbers(case):
     """Tile settings change where sums are cut, not what is computed."""
     make, op, formula = case
-    tensors, mask = make(150, heads=5), runs_mask(150)
+    tensors, mask = make(70, heads=5), runs_mask(70)
     dy = torch.randn_like(tensors[0])
     expected = value_and_grads(formula, tensors, mask, dy)
     value = {"BT": 16, "HB": 2, "BC": 2, "BW": 4, "num_warps": 4}
@@ -258,7 +239,7 @@ def test_an_infinite_weight_stays_in_masked_rows():
 @pytest.mark.parametrize("place", ["fresh", "inplace"])
 def test_every_subset_of_frozen_operands(case, place):
     make, op, _ = case
-    tensors, mask = make(21), runs_mask(21, 5)
+    tensors, mask = make(12), runs_mask(12, 3)
     dy = torch.randn_like(tensors[0])
     full = value_and_grads(ours(op), tensors, mask, dy)[1:]
     for needs in itertools.product([False, True], repeat=len(tensors)):
@@ -500,9 +481,15 @@ def test_the_module(kind):
     assert y is value and torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("save", [False, True])
-@pytest.mark.parametrize("backend", [None, "triton"])
-@pytest.mark.parametrize("name", ["given", "projected"])
+@pytest.mark.parametrize(
+    ("name", "backend", "save"),
+    [
+        ("given", None, False),
+        ("given", "triton", True),
+        ("projected", "triton", False),
+        ("projected", None, True),
+    ],
+)
 def test_opcheck(name, backend, save):
     """Saved rows outside the mask are unwritten, hence a full mask where they are compared."""
     mask = runs_mask(18, 3) | save

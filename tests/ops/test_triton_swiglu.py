@@ -63,22 +63,30 @@ def check_error_rule(assert_as_good_as_eager, args, residual, largest=True):
             assert_as_good_as_eager(actual, same, exact, largest=largest)
 
 
+CASES = [  # dtypes, experts, shared, norm, residual
+    (FP32, 1, False, False, "input"),
+    (MIXED, 1, False, True, "norm"),
+    (FP32, 2, False, True, "norm"),
+    (MIXED, 2, False, True, "input"),
+    (HALF, 2, False, True, "norm"),
+    (MIXED, 3, True, False, "none"),
+    (FP32, 3, True, True, "input"),
+    (FP32, 5, False, True, "norm"),  # more columns than fit side by side
+]
+
+
 @pytest.mark.parametrize(
-    ("dtypes", "experts", "shared", "norm", "residual"),
-    [
-        (FP32, 1, False, False, "input"),
-        (MIXED, 1, False, True, "norm"),
-        (FP32, 2, False, True, "norm"),
-        (MIXED, 2, False, True, "input"),
-        (HALF, 2, False, True, "norm"),
-        (MIXED, 3, True, False, "none"),
-        (FP32, 3, True, True, "input"),
-        (FP32, 5, False, True, "norm"),  # more columns than fit side by side
+    ("path", "dtypes", "experts", "shared", "norm", "residual"),
+    [  # two of the three paths per case, the third in the long run
+        pytest.param(name, *case, marks=[pytest.mark.slow] if (i + j) % 3 == 2 else [])
+        for i, case in enumerate(CASES)
+        for j, name in enumerate(PATHS)
     ],
+    indirect=["path"],
 )
 def test_error_rule(assert_as_good_as_eager, path, dtypes, experts, shared, norm, residual):
     args = problem(
-        37, 80, 20, experts, shared=shared, norm=norm, dtypes=dtypes, device=DEVICE, runs=5
+        27, 80, 20, experts, shared=shared, norm=norm, dtypes=dtypes, device=DEVICE, runs=5
     )
     check_error_rule(assert_as_good_as_eager, args, residual)
 
@@ -100,7 +108,7 @@ def test_large_rank_with_default_settings(rank):
 
 
 def test_saved_preactivations_and_rstd(path):
-    x, gate, down, up, expert, weight, _ = problem(50, 40, 9, 2, norm=True, device=DEVICE)
+    x, gate, down, up, expert, weight, _ = problem(30, 40, 9, 2, norm=True, device=DEVICE)
     _, zg, zd, rstd = triton_backend.forward(x, gate, down, up, expert, weight, EPS, "input", 1.0)
     n = reference.rms_norm(x, weight, EPS)
     for saved, matrix in ((zg, gate), (zd, down)):
@@ -113,9 +121,9 @@ def test_saved_preactivations_and_rstd(path):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_tokens_without_expert_are_the_base_bitwise(path, shared):
-    x, gate, down, up, _, _, dy = problem(40, 50, 8, 2, shared=shared, device=DEVICE)
+    x, gate, down, up, _, _, dy = problem(20, 50, 8, 2, shared=shared, device=DEVICE)
     gate[0, 0, 0] = down[1, 0, 0] = up[0, 0, 0] = float("inf")  # weights nobody asked for
-    nobody = torch.full((40,), -1, dtype=torch.int32, device=DEVICE)
+    nobody = torch.full((20,), -1, dtype=torch.int32, device=DEVICE)
     y, dx, *grads = run_triton(x, gate, down, up, nobody, None, dy, "input")
     assert torch.equal(y, x)
     assert torch.equal(dx, dy)
@@ -123,7 +131,7 @@ def test_tokens_without_expert_are_the_base_bitwise(path, shared):
 
 
 def test_expert_without_tokens_has_zero_gradient(path):
-    args = problem(60, 20, 6, 3, device=DEVICE)
+    args = problem(30, 20, 6, 3, device=DEVICE)
     _, _, dgate, ddown, dup, _ = run_triton(*args, "input")
     for gradient in (dgate, ddown, dup):
         assert not gradient[2].any()
@@ -160,13 +168,13 @@ def test_frozen_parts_launch_nothing(monkeypatch):
 
 @pytest.mark.parametrize("residual", ["input", "norm"])
 def test_nan_stays_in_its_row(path, residual):
-    x, gate, down, up, _, weight, dy = problem(40, 33, 7, 2, norm=True, device=DEVICE)
-    expert = torch.arange(40, device=DEVICE).remainder(3).sub(1).int()
+    x, gate, down, up, _, weight, dy = problem(30, 33, 7, 2, norm=True, device=DEVICE)
+    expert = torch.arange(30, device=DEVICE).remainder(3).sub(1).int()
     x[13] = float("nan")
     args = (x, gate, down, up, expert, weight, dy)
     y, dx, *_ = run_triton(*args, residual)
     assert y[13].isnan().all() and dx[13].isnan().all()
-    keep = torch.arange(40, device=DEVICE) != 13
+    keep = torch.arange(30, device=DEVICE) != 13
     assert y[keep].isfinite().all() and dx[keep].isfinite().all()
 
 
