@@ -3,7 +3,8 @@
 Nothing is tuned while training: operators read shipped tables, and on a GPU or a size without an
 entry a heuristic. This command walks the candidates of every kernel of a contract for the sizes
 asked for, and writes what was fastest to a file that ``MMADAPT_TUNED=mine.json`` then puts in front
-of the shipped table. Candidates whose result differs from the reference backend's are dropped.
+of the shipped table. Candidates that spill registers, or whose result differs from that of the
+settings in force, are dropped.
 """
 
 from __future__ import annotations
@@ -57,7 +58,12 @@ def time_all(target: Target) -> list[tuple[float, dict[str, int]]]:
     for config in target.candidates:
         with override({target.kernel: config}):
             try:
+                for kernel in _kernels():
+                    kernel.device_caches.clear()
                 results = list(target.run())
+                if spilled := _spilled():
+                    print(f"  {config}: {spilled} spill registers, dropped", flush=True)
+                    continue
                 pairs = zip(results, expected, strict=True)
                 worst = max(_difference(a, b) for a, b in pairs)
                 if not worst < 0.02:
@@ -69,6 +75,20 @@ def time_all(target: Target) -> list[tuple[float, dict[str, int]]]:
                 continue
         timed.append((microseconds, config))
     return sorted(timed, key=lambda pair: pair[0])
+
+
+def _kernels() -> list:
+    """The compiled-on-demand functions of `mmadapt.kernels` that have been imported."""
+    from triton.runtime.jit import JITFunction
+
+    modules = [m for name, m in sys.modules.items() if name.startswith("mmadapt.kernels.")]
+    return [f for module in modules for f in vars(module).values() if isinstance(f, JITFunction)]
+
+
+def _spilled() -> int:
+    """Registers spilled to memory by the kernels that are loaded now, over all of them."""
+    caches = [cache[0] for kernel in _kernels() for cache in kernel.device_caches.values()]
+    return sum(loaded.n_spills or 0 for cache in caches for loaded in cache.values())
 
 
 def _microseconds(run: Callable[[], object], calls: int = 10, replays: int = 9) -> float:
