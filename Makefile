@@ -15,7 +15,7 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90 demo bench bench-gpu lint format \
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-gpu lint format \
 	clean
 
 help:
@@ -56,7 +56,11 @@ test-triton36: venv $(TRITON_OLD_DIR)
 	PYTHONPATH=$(TRITON_OLD_DIR) $(PY) -c 'import triton; assert triton.__version__ == "$(TRITON_OLD)"'
 	PYTHONPATH=$(TRITON_OLD_DIR) $(PYTEST) -n 2 -m "not slow and not gpu" $(TRITON_TESTS)
 
-# Registers, stack and shared memory of every kernel on sm_90, compiled here without a GPU.
+# Registers, stack and shared memory of every kernel on sm_90, compiled here without a GPU: in every
+# shipped setting, and for the wide matrix of shapes.
+sm90-shipped: venv
+	OMP_NUM_THREADS=1 $(PY) -W ignore tests/kernels/sm90.py --shipped
+
 sm90: venv
 	OMP_NUM_THREADS=1 $(PY) -W ignore tests/kernels/sm90.py --slow
 

@@ -1,6 +1,6 @@
 """Compile the Triton kernels for sm_90 without a GPU, exactly as their launchers would.
 
-    python tests/kernels/sm90.py [CONTRACT...] [--slow] [--jobs 2] [--json FILE]
+    python tests/kernels/sm90.py [CONTRACT...] [--shipped | --slow] [--jobs 2] [--json FILE]
 
 Backends are called with tensors that have shapes and no memory; what they launch is specialised by
 Triton's own launch path (signature, constants, 16-byte divisibility, warps, stages) for sm_90 and
@@ -156,7 +156,10 @@ def _spills(ptx: str) -> str:
     return ""
 
 
-def problems(contracts: list[str] | None = None, slow: bool = False) -> list[Any]:
+QUICK, SHIPPED, WIDE = "quick", "shipped", "wide"
+
+
+def problems(contracts: list[str] | None = None, extent: str = QUICK) -> list[Any]:
     """The problems of `sm90_problems.py`, each named by contract."""
     spec = importlib.util.spec_from_file_location("sm90_problems", HERE / "sm90_problems.py")
     module = importlib.util.module_from_spec(spec)
@@ -165,18 +168,19 @@ def problems(contracts: list[str] | None = None, slow: bool = False) -> list[Any
     return [
         p
         for p in module.problems()
-        if (p.contract in contracts if contracts else p.contract != "toy") and (slow or not p.slow)
+        if (p.contract in contracts if contracts else p.contract != "toy")
+        and (extent == WIDE or not p.slow or (extent == SHIPPED and p.shipped))
     ]
 
 
 def _share(
-    contracts: list[str] | None, slow: bool, share: int, of: int
+    contracts: list[str] | None, extent: str, share: int, of: int
 ) -> tuple[list[Kernel], list[str]]:
     """Compile every `of`-th problem; returns kernels and what could not be compiled."""
     launched = record_launches()
     _as_on_the_target()
     kernels, broken = [], []
-    for problem in problems(contracts, slow)[share::of]:
+    for problem in problems(contracts, extent)[share::of]:
         try:
             kernels += compile_problem(problem, launched)
         except Exception as error:  # one problem's failure must not hide the others
@@ -193,13 +197,13 @@ def _as_on_the_target() -> None:
 
 
 def check(
-    contracts: list[str] | None = None, slow: bool = False, jobs: int = 2
+    contracts: list[str] | None = None, extent: str = QUICK, jobs: int = 2
 ) -> tuple[list[Kernel], list[str]]:
     """Kernels, and what could not be compiled."""
     if jobs == 1:
-        return _share(contracts, slow, 0, 1)
+        return _share(contracts, extent, 0, 1)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        shares = [pool.submit(_share, contracts, slow, i, jobs) for i in range(jobs)]
+        shares = [pool.submit(_share, contracts, extent, i, jobs) for i in range(jobs)]
         results = [share.result() for share in shares]
     return [k for kernels, _ in results for k in kernels], [b for _, bad in results for b in bad]
 
@@ -223,7 +227,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("contracts", nargs="*")
-    parser.add_argument("--slow", action="store_true", help="the wide matrix too")
+    parser.add_argument(
+        "--shipped", action="store_const", dest="extent", const=SHIPPED, default=QUICK,
+        help="also every entry of the shipped tables",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slow", action="store_const", dest="extent", const=WIDE, help="also the wide matrix"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -232,7 +242,7 @@ def main() -> int:
     import triton
 
     begin = time.perf_counter()
-    kernels, broken = check(arguments.contracts or None, arguments.slow, arguments.jobs)
+    kernels, broken = check(arguments.contracts or None, arguments.extent, arguments.jobs)
     if arguments.json:
         rows = [dataclasses.asdict(k) | {"fault": k.fault} for k in kernels]
         arguments.json.write_text(json.dumps({"kernels": rows, "broken": broken}))

@@ -30,6 +30,8 @@ class Problem:
     label: str
     call: Callable[[], None]
     slow: bool = False
+    shipped: bool = False
+    """Made from an entry of a shipped table."""
 
     @property
     def name(self) -> str:
@@ -286,7 +288,7 @@ def shipped(architecture: str = "sm_90") -> Iterator[Problem]:
         for problem in FROM_DIMS[contract](_DTYPES[entry["dtype"]], **entry["dims"]):
             if problem.name not in seen:
                 seen.add(problem.name)
-                yield dataclasses.replace(problem, label=f"{problem.label} (table)")
+                yield dataclasses.replace(problem, label=f"{problem.label} (table)", shipped=True)
 
 
 # known good and bad

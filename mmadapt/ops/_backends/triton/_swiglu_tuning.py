@@ -88,7 +88,8 @@ def _passes(tokens: int, dim: int, rank: int) -> Iterator[dict[str, int]]:
         ranks = min(rank, 64)
         for bm, bk, bn, br, warps, deep, late in (
             (64, 128, 64, ranks, 8, 4, 4), (64, 64, 64, ranks, 4, 4, 4),
-            (64, 64, 64, ranks, 8, 4, 4), (64, 64, 32, ranks, 8, 4, 3), (128, 64, 64, ranks, 8, 4, 3),
+            (64, 64, 64, ranks, 8, 4, 4), (64, 64, 32, ranks, 8, 4, 3),
+            (128, 64, 64, ranks, 8, 4, 3),
         ):  # fmt: skip
             for splits, groups in ((1, 1), (1, 2), (4, 4), (4, 8)):
                 if tokens // bm * max(splits, groups) <= 640 and dim // splits >= 2 * bk:
