@@ -46,11 +46,6 @@ def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
     }
 
 
-def slug(gpu: str) -> str:
-    """`NVIDIA H200` as in a file name: h200."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
-
-
 def ceilings(device: torch.device, copy_bytes: int = 2**32, side: int = 8192) -> dict[str, float]:
     """Bytes/s of a large copy (read + written), FLOP/s of a square bf16 product of randn."""
     source = torch.zeros(copy_bytes // 2, dtype=torch.bfloat16, device=device)

@@ -82,6 +82,8 @@ _FORMULAS = {
     "modality_gate_bwd": _gate,
     "projected_modality_gate_fwd": _projected_forward,
     "projected_modality_gate_bwd": _projected_backward,
+    "modality_gate_inplace": _gate,
+    "projected_modality_gate_inplace": _projected_forward,
 }
 
 
