@@ -35,15 +35,18 @@ def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return found | {
         "gpu": properties.name,
-        "name": re.sub(r"[^a-z0-9]+", "-", properties.name.lower().replace("nvidia", "")).strip(
-            "-"
-        ),
+        "name": slug(properties.name),
         "sm_count": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
         "driver": _driver(),
         "ceilings": ceilings(device),
     }
+
+
+def slug(gpu: str) -> str:
+    """`NVIDIA H200` as in a file name: h200."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
 
 
 def ceilings(device: torch.device, copy_bytes: int = 2**32, side: int = 8192) -> dict[str, float]:
