@@ -526,8 +526,9 @@ def launch_backward(
     read_n = config["BM"] * ((residual != "none") + (norm_weight is not None))
     stages_k = stages_within(config["stages_k"], (read_k + padded) * per_k)
     stages_n = stages_within(config["stages_n"], (read_n + 2 * padded) * per_n)
-    wide_k = stages_within(config["stages_k"], (read_k + wide) * per_k)
-    wide_n = stages_within(config["stages_n"], (read_n + 2 * wide) * per_n)
+    for_wide = 160 if wide <= 64 else 112  # picking and placing experts needs the rest
+    wide_k = stages_within(config["stages_k"], (read_k + wide) * per_k, for_wide)
+    wide_n = stages_within(config["stages_n"], (read_n + 2 * wide) * per_n, for_wide)
     if config["fused"]:
         fused_backward_kernel[(row_tiles,)](
             dy, x, gate, down, up, expert, norm_weight, zg, zd, rstd, dx, dzg, dzd, h, tokens,

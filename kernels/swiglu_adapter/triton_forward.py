@@ -394,8 +394,9 @@ def launch_forward(
     base = 0 if residual == "none" else config["BM"]
     stages_k = stages_within(config["stages_k"], (config["BM"] + 2 * padded) * per_k)
     stages_n = stages_within(config["stages_n"], (base + padded) * per_n)
-    wide_k = stages_within(config["stages_k"], (config["BM"] + 2 * wide) * per_k)
-    wide_n = stages_within(config["stages_n"], (base + wide) * per_n)
+    for_wide = 160 if wide <= 64 else 112  # picking and placing experts needs the rest
+    wide_k = stages_within(config["stages_k"], (config["BM"] + 2 * wide) * per_k, for_wide)
+    wide_n = stages_within(config["stages_n"], (base + wide) * per_n, for_wide)
     if config["fused"]:
         fused_forward_kernel[(row_tiles,)](
             x, gate, down, up, expert, norm_weight, y, zg, zd, rstd, tokens, scale, eps,

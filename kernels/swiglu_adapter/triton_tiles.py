@@ -100,9 +100,9 @@ def padded_experts(experts: int, rank: int) -> int:
     return padded if experts > 1 and padded * padded_rank(rank) <= WIDEST else 0
 
 
-def stages_within(stages: int, bytes_per_stage: int) -> int:
+def stages_within(stages: int, bytes_per_stage: int, kilobytes: int = 208) -> int:
     """`stages`, or as many as fit into shared memory: what a loop loads depends on the call."""
-    return max(1, min(stages, 208 * 1024 // bytes_per_stage))
+    return max(1, min(stages, kilobytes * 1024 // max(1, bytes_per_stage)))
 
 
 def padded_rank(rank: int) -> int:
