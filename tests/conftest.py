@@ -17,8 +17,8 @@ import mmadapt  # noqa: F401  (hides the folder kernels/ from libraries that pro
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# torch remembers on the first `with torch.device(...)` which functions it redirects. If that happens
-# while `poison_new_buffers` has replaced torch.empty, "meta" models allocate real memory ever after.
+# torch remembers on the first `with torch.device(...)` which functions it redirects. If that is
+# while `poison_new_buffers` has replaced torch.empty, "meta" models take real memory ever after.
 with torch.device("meta"):
     torch.empty(0)
 
