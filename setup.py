@@ -99,7 +99,7 @@ setup(
         "mmadapt.recipes": "recipes",
     },
     package_data={
-        "mmadapt": ["**/*.html", "**/configs/*.json", "py.typed"],
+        "mmadapt": ["**/*.html", "ops/_backends/*.json", "**/configs/*.json", "py.typed"],
         "mmadapt.recipes": ["*.yaml"],
     },
     # optional: setuptools then tolerates that nothing was built.

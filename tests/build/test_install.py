@@ -27,6 +27,9 @@ config = mmadapt.show_config()
 assert config["extension"] == "built", config
 where = Path(mmadapt.__file__).resolve()
 assert where.is_relative_to(Path(sys.argv[1]).resolve()), where
+backends = where.parent / "ops" / "_backends"
+for table in ("crossovers.json", "triton/configs/sm_90.json"):
+    assert (backends / table).is_file(), table
 x, gate, down, up = (torch.randn(s) for s in ((64, 24), (4, 24), (4, 24), (24, 4)))
 y = swiglu_adapter(x, gate, down, up, backend="cpu")
 expected = swiglu_adapter(x.double(), gate.double(), down.double(), up.double())
