@@ -6,7 +6,7 @@ measured ratio, bound and verdict). A row is timed only after its results pass t
 commit and measured ceilings; records are appended to <out>/<date>-<gpu>-<commit>.jsonl.
 
     python -m bench.run adapter --shapes 8192x4096x32,8192x4096x64 --providers eager,triton
-    python -m bench.run goals --no-compile --out /tmp/results --commit abc1234
+    python -m bench.run goals --no-compile --out results --commit abc1234
 
 Activations and incoming gradients are rotated over clones of more than 3 x L2; weights, expert ids
 and masks are the same tensors in every call, as in training.

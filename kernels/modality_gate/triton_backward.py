@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.device import on_device
 from mmadapt.kernels.modality_gate.triton_tiles import (
     copy_group,
     gate_tile,
     load_heads,
-    on_device,
     options,
     ordered_sum,
     store_heads,

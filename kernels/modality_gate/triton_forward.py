@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.device import on_device
 from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.modality_gate.triton_tiles import (
     copy_group,
     gate_tile,
-    on_device,
     options,
     store_heads,
     tanh,

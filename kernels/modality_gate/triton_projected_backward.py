@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmadapt.kernels.common.device import on_device
 from mmadapt.kernels.common.triton_dot import dot
 from mmadapt.kernels.modality_gate.triton_backward import value_backward
 from mmadapt.kernels.modality_gate.triton_tiles import (
     load_heads,
-    on_device,
     options,
     ordered_sum,
     token_tile,

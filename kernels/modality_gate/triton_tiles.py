@@ -6,16 +6,9 @@ never touches a gate: that is what makes the cost follow the number of masked to
 of them, hence without the host knowing it.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
-
-
-def on_device(tensor: torch.Tensor):
-    """Triton launches on the current device; this makes it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def options(warps: int, registers: int | None = 255) -> dict[str, int | bool]:

@@ -5,7 +5,6 @@
 - ``owner``: the same GEMM computes z too, from the tiles of x it holds anyway (one weight only).
 """
 
-import contextlib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mmadapt.kernels.common.device import on_device
 from mmadapt.kernels.cp_linear import triton_backward as grad
 from mmadapt.kernels.cp_linear.triton_gemm import gemm, gemm_with_projection
 from mmadapt.kernels.cp_linear.triton_project import cores, project
@@ -140,7 +140,7 @@ def forward(
     drop = _dropout(seeds, dropout, dropout_at)
     weights = [w.to(x.dtype) for w in weights]
     path = _path("cp_linear.path", x, weights[0].shape[0], z.shape[1], len(weights))
-    with _device_of(x):
+    with on_device(x):
         if path["path"] == 2 and len(weights) == 1:
             gemm_with_projection(
                 x, weights[0], factor_in.to(x.dtype), factor_out, modes[0], biases[0], seeds, z,
@@ -195,7 +195,7 @@ def backward(
             tensor.zero_()
         return grads
     drop = _dropout(seeds, dropout, dropout_at)
-    with _device_of(x):
+    with on_device(x):
         dz, core = _core_gradients(
             dys, factor_out, modes, z, seeds, scale, drop, dmodes, needs, needs_modes
         )
@@ -369,11 +369,6 @@ def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 3
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
 def tuning_targets(size: tuple[int, int, int], dtype: torch.dtype, device: str):

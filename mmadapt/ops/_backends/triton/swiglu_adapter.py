@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mmadapt.kernels.common.device import on_device
 from mmadapt.kernels.swiglu_adapter.triton_backward import launch_backward
 from mmadapt.kernels.swiglu_adapter.triton_forward import launch_forward
 from mmadapt.kernels.swiglu_adapter.triton_pack import pack
@@ -62,11 +63,12 @@ def forward(
     outputs = swiglu_adapter_outputs(x, gate, norm_weight)
     if x.numel() == 0:
         return outputs
-    gate, down, up = _packed(x, gate, down, up, norm_weight)
-    launch_forward(
-        x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs,
-        _tiles("forward", x, gate), dot_precision(x.dtype),
-    )  # fmt: skip
+    with on_device(x):
+        gate, down, up = _packed(x, gate, down, up, norm_weight)
+        launch_forward(
+            x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs,
+            _tiles("forward", x, gate), dot_precision(x.dtype),
+        )  # fmt: skip
     return outputs
 
 
@@ -99,20 +101,21 @@ def backward(
     dz = x.new_empty(2, x.shape[0], widths[0]) if through_z else x.new_empty(0)
     h = x.new_empty(x.shape[0], widths[1]) if needs[3] else x.new_empty(0)
     precision = dot_precision(x.dtype)
-    gate_n, down_n, up_n = _packed(x, gate, down, up, norm_weight)
-    launch_backward(
-        dy, x, gate_n, down_n, up_n, expert, norm_weight, (zg, zd, rstd), residual, scale,
-        dx, dz, h, _tiles("backward", x, gate), precision,
-    )  # fmt: skip
-    settings = _tiles("weights", x, gate)
-    if through_z:
-        norm = None if norm_weight is None else (norm_weight, rstd, dy)
-        launch_gate_down(
-            x, dz, gate, down, expert, norm, dgate, ddown, dnorm, settings, precision,
-            residual == "norm",
+    with on_device(x):
+        gate_n, down_n, up_n = _packed(x, gate, down, up, norm_weight)
+        launch_backward(
+            dy, x, gate_n, down_n, up_n, expert, norm_weight, (zg, zd, rstd), residual, scale,
+            dx, dz, h, _tiles("backward", x, gate), precision,
         )  # fmt: skip
-    if needs[3]:
-        launch_up(dy, h, expert, dup, settings, precision)
+        settings = _tiles("weights", x, gate)
+        if through_z:
+            norm = None if norm_weight is None else (norm_weight, rstd, dy)
+            launch_gate_down(
+                x, dz, gate, down, expert, norm, dgate, ddown, dnorm, settings, precision,
+                residual == "norm",
+            )  # fmt: skip
+        if needs[3]:
+            launch_up(dy, h, expert, dup, settings, precision)
     return gradients
 
 
