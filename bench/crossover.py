@@ -64,11 +64,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.crossover")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit")
+    parser.add_argument("--ops", default=",".join(PROBLEMS), help="contracts, with commas between")
     arguments = parser.parse_args()
+    ops = arguments.ops.split(",")
+    if unknown := set(ops) - set(PROBLEMS):
+        parser.error(f"--ops: {', '.join(sorted(unknown))}; expected some of {', '.join(PROBLEMS)}")
     device = torch.device("cuda")
     major, minor = torch.cuda.get_device_capability()
+    about = {k: v for k, v in machine.describe(device, arguments.commit).items() if k != "kind"}
     entries = []
-    for op in PROBLEMS:
+    for op in ops:
         for name, dtype in DTYPES.items():
             rows = measure(op, dtype, device)
             least = least_tokens(rows)
@@ -81,9 +86,9 @@ def main() -> None:
                     f"  {row['tokens']:5d} {row['pass']:17s} triton {row['triton']:8.1f} "
                     f"reference {row['reference']:8.1f} us  {row['problem']}"
                 )
-    about = {k: v for k, v in machine.describe(device, arguments.commit).items() if k != "kind"}
-    table = {"architecture": f"sm_{major}{minor}", "machine": about, "entries": entries}
-    arguments.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            # After each entry, so that a run that is cut short keeps what it has measured.
+            table = {"architecture": f"sm_{major}{minor}", "machine": about, "entries": entries}
+            arguments.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
