@@ -15,11 +15,11 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 demo bench \
-	bench-gpu lint format clean
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 sanitize demo \
+	bench bench-gpu lint format clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 |"
+	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
 	@echo "     bench | bench-gpu | lint | format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
@@ -67,6 +67,11 @@ sm90: venv
 # Registers, stack and wgmma of every CUDA kernel, compiled here without a GPU; needs nvcc.
 cuda-sm90: venv
 	$(PY) tests/cuda/sm90.py
+
+# Every CUDA kernel under compute-sanitizer; needs a GPU and the CUDA toolkit.
+sanitize: venv
+	for tool in memcheck racecheck initcheck synccheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m tests.cuda.sanitize || exit 1; done
 
 demo: venv
 	$(VENV)/bin/mmadapt demo
