@@ -70,8 +70,8 @@ void describe(std::ostringstream &out, const char *name, Member value) {
 }
 
 template <class Problem, class... Members>
-void define(pybind11::module_ &m, const char *name, mmadapt_cuda_status (*launcher)(const Problem *),
-            Field<Problem, Members>... fields) {
+void define(pybind11::module_ &m, const char *name,
+            mmadapt_cuda_status (*launcher)(const Problem *), Field<Problem, Members>... fields) {
   m.def(
       name,
       [=](Passed<Members>... values) {

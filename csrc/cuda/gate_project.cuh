@@ -1,10 +1,10 @@
 // tanh(weight hidden[t]) for up to eight listed rows, by one block.
 //
 // 16-bit types: mma.sync m16n8k16 with heads as rows and tokens as columns, operands straight from
-// global memory. The sum over k may go in any order, so lane q of a quad takes eight adjacent k, one
-// access of 16 bytes, and feeds them to two products as k = 2q, 2q+1, 2q+8, 2q+9 of each: the same
-// for both operands. The block's warps share k and add up in order. Other types and sizes: fp32
-// arithmetic, a warp per row.
+// global memory. The sum over k may go in any order, so lane q of a quad takes eight adjacent k in
+// one access of 16 bytes, and feeds them to two products as k = 2q, 2q+1, 2q+8, 2q+9 of each: the
+// same for both operands. The block's warps share k and add up in order. Other types and sizes:
+// fp32 arithmetic, a warp per row.
 #pragma once
 
 #include <type_traits>

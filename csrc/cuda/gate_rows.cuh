@@ -18,7 +18,7 @@ inline int64_t row_blocks(int64_t tokens) { return (tokens + kRowWarps - 1) / kR
 
 template <class T, int V>
 __device__ __forceinline__ void copy_row(const T *from, T *to, int vectors, int lane) {
-  constexpr int kBatch = 4;
+  constexpr int kBatch = 8;
   for (int first = lane; first < vectors; first += 32 * kBatch) {
     Vec<T, V> x[kBatch];
 #pragma unroll
@@ -81,7 +81,7 @@ template <class T, int V, class Gate, class Put>
 __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *__restrict__ value,
                                              T *__restrict__ dvalue, int heads, int per_head,
                                              int lane, Gate gate, Put put) {
-  constexpr int kBatch = 4;
+  constexpr int kBatch = 2;
   const int lanes = lanes_per_head(per_head), step = 32 / lanes;  // heads at a time
   const int within = lane % lanes, own = lane / lanes;
   for (int first = own; first < heads + own; first += step * kBatch) {
@@ -116,6 +116,7 @@ __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *
       }
     }
     if (value != nullptr) {
+      __syncwarp();  // put may write where gate has read
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         for (int delta = lanes / 2; delta > 0; delta /= 2) {

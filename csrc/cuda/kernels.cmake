@@ -4,21 +4,22 @@
 # of MMADAPT_CUDA_ARCHS. The runtime is linked statically and the driver not at all, so that the
 # module loads on machines without either.
 
-set(MMADAPT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON (an error without), OFF")
+set(MMADAPT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON, OFF")
 set_property(CACHE MMADAPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(MMADAPT_CUDA_ARCHS "80-real;90a-real" CACHE STRING
-    "Architectures as in CMAKE_CUDA_ARCHITECTURES: 80-real (machine code), 90-virtual (PTX), 90 (both)")
+    "Entries as in CMAKE_CUDA_ARCHITECTURES: 80-real (machine code), 90-virtual (PTX), 90 (both)")
 option(MMADAPT_WERROR_SPILLS "Treat register spills and stack use of CUDA kernels as errors" OFF)
-set(MMADAPT_CUDA_OFF_REASON "MMADAPT_CUDA=OFF" CACHE STRING "What show_config() says with MMADAPT_CUDA=OFF")
+set(MMADAPT_CUDA_OFF_REASON "MMADAPT_CUDA=OFF" CACHE STRING "What show_config() then says")
 set(MMADAPT_NVCC_THREADS 1 CACHE STRING "Architectures that one nvcc compiles at once")
 
-# Sets `out` to the -gencode flags of `archs`, and `out_names` to what they give, as "sm_80 compute_90".
+# Sets `out` to the -gencode flags of `archs`, `out_names` to what they give ("sm_80 compute_90").
 function(mmadapt_gencode archs out out_names)
   set(flags "")
   set(names "")
   foreach(arch IN LISTS archs)
     if(NOT arch MATCHES "^([0-9]+[af]?)(-real|-virtual)?$")
-      message(FATAL_ERROR "MMADAPT_CUDA_ARCHS has '${arch}', expected entries such as 80-real;90a-real")
+      message(FATAL_ERROR
+              "MMADAPT_CUDA_ARCHS has '${arch}', expected entries such as 80-real;90a-real")
     endif()
     set(number ${CMAKE_MATCH_1})
     set(kind "${CMAKE_MATCH_2}")
@@ -47,15 +48,17 @@ function(mmadapt_cuda_objects name gencode)
   if(MMADAPT_WERROR)
     string(APPEND host_warnings ",-Werror")
   endif()
-  target_compile_options(${name} PRIVATE ${gencode} -lineinfo -Xptxas=-v --threads=${MMADAPT_NVCC_THREADS}
-                                         --expt-relaxed-constexpr -Xcompiler=${host_warnings})
+  target_compile_options(${name} PRIVATE
+    ${gencode} -lineinfo -Xptxas=-v --threads=${MMADAPT_NVCC_THREADS} --expt-relaxed-constexpr
+    -Xcompiler=${host_warnings})
   set(spills report)
   if(MMADAPT_WERROR_SPILLS)
     set(spills error)
   endif()
+  set(report ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/ptxas_report.py)
   set_target_properties(${name} PROPERTIES
     CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES OFF CUDA_VISIBILITY_PRESET hidden
-    CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/ptxas_report.py;${spills}")
+    CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${report};${spills}")
   target_sources(_C PRIVATE $<TARGET_OBJECTS:${name}>)
   add_dependencies(cuda_kernels ${name})
 endfunction()

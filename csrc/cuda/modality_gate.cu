@@ -44,12 +44,13 @@ __global__ void __launch_bounds__(kRowThreads, 2)
                     int32_t tokens, int32_t part_tokens, int32_t heads, int32_t per_head,
                     bool per_token) {
   extern __shared__ float shared[];
-  float *total = shared;          // [heads], with parts
-  float *eight = shared + heads;  // [kRowWarps, heads]
+  float *eight = shared;                      // [kRowWarps, heads]: gates, then dlogits
+  float *total = shared + kRowWarps * heads;  // [heads], with parts
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int vectors = heads * per_head;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * part_tokens;
   const int64_t last = min(first + part_tokens, static_cast<int64_t>(tokens));
+  float *own = eight + warp * heads;
   if (parts != nullptr) {
     for (int h = threadIdx.x; h < heads; h += kRowThreads) total[h] = 0.f;
   }
@@ -58,25 +59,27 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     const bool inside = row < last, masked = inside && mask[row] != 0;
     const int64_t start = row * vectors * V;
     if (masked) {
-      const L *own = per_token ? logits + row * heads : logits;
-      const auto gate = [=](int head) { return tanhf(to_float(own[head])); };
+      const L *logit = per_token ? logits + row * heads : logits;
+      for (int h = lane; h < heads; h += 32) own[h] = tanhf(to_float(logit[h]));
+      __syncwarp();
       const bool need_logits = parts != nullptr || dlogits != nullptr;
       backward_row<T, V>(dy + start, need_logits ? value + start : nullptr,
-                         dvalue == nullptr ? nullptr : dvalue + start, heads, per_head, lane, gate,
+                         dvalue == nullptr ? nullptr : dvalue + start, heads, per_head, lane,
+                         [=](int head) { return own[head]; },
                          [=](int head, float through) {
-                           const float g = gate(head);
-                           const float dlogit = through * (1.f - g * g);
+                           const float g = own[head], dlogit = through * (1.f - g * g);
                            if (parts != nullptr) {
-                             eight[warp * heads + head] = dlogit;
+                             own[head] = dlogit;
                            } else {
                              dlogits[row * heads + head] = from_float<L>(dlogit);
                            }
                          });
+      __syncwarp();  // the next row's gates go where this one's were read
     } else {
       if (inside && dvalue != nullptr) copy_row<T, V>(dy + start, dvalue + start, vectors, lane);
       for (int h = lane; h < heads; h += 32) {
         if (parts != nullptr) {
-          eight[warp * heads + h] = 0.f;
+          own[h] = 0.f;
         } else if (inside && dlogits != nullptr) {
           dlogits[row * heads + h] = from_float<L>(0.f);
         }
@@ -148,7 +151,7 @@ extern "C" mmadapt_cuda_status mmadapt_modality_gate_backward_cuda(
     constexpr int kV = kWide<T>;
     const bool wide = p.size % kV == 0 && aligned16(p.dy) && aligned16(p.dvalue) &&
                       (p.dlogits == nullptr || aligned16(p.value));
-    const size_t shared = sums ? (kRowWarps + 1) * p.heads * sizeof(float) : 0;
+    const size_t shared = (kRowWarps + (sums ? 1 : 0)) * p.heads * sizeof(float);
     return launch({"modality_gate_backward_kernel", dim3(blocks), dim3(kRowThreads), shared,
                    p.stream},
                   wide ? backward_kernel<T, L, kV> : backward_kernel<T, L, 1>,

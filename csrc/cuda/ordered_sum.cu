@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int32_t listed = kListed ? *rows : 0;
   float sum = 0.f;
   if (column < columns) {
-#pragma unroll 4
+#pragma unroll (kListed ? 4 : 8)
     for (int32_t p = warp; p < count_parts; p += kWarps) {
       const bool written =
           !kListed || part_start(listed, p, count_parts) < part_start(listed, p + 1, count_parts);

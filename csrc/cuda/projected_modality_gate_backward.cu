@@ -21,7 +21,8 @@ namespace {
 constexpr int kListBlocks = 256;
 constexpr int kCopyPasses = 4;
 
-// dhidden of up to eight listed rows: a thread owns V columns of all of them.
+// dhidden of up to eight listed rows: a thread owns V columns of all of them. V is at most 4: more
+// registers would halve the warps that copy in the meantime.
 template <class T, class W, int V>
 __device__ __forceinline__ void expand(const float *dlogits, const W *__restrict__ weight,
                                        T *__restrict__ dhidden, const int32_t *rows, int count,
@@ -53,7 +54,7 @@ __device__ __forceinline__ void expand(const float *dlogits, const W *__restrict
 // `dlogits`: by place in the list, [count, heads]; null: dweight is not needed, and then the zeros
 // of dhidden are written here. `dvalue` and `dhidden` may be null.
 template <class T, class W, bool kVector>
-__global__ void __launch_bounds__(kRowThreads, 1)
+__global__ void __launch_bounds__(kRowThreads, 2)
     rows_kernel(const T *__restrict__ dy, const T *__restrict__ value, const W *__restrict__ weight,
                 const uint8_t *__restrict__ mask, const float *__restrict__ gate,
                 const int32_t *__restrict__ rows, const int32_t *__restrict__ count,
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       }
       __syncthreads();
       if (dhidden != nullptr) {
-        expand<T, W, kV>(shared, weight, dhidden, rows + first, here, heads, width);
+        expand<T, W, (kV < 4 ? kV : 4)>(shared, weight, dhidden, rows + first, here, heads, width);
       }
       __syncthreads();  // shared is written again
     }
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 constexpr int kPartHeads = 32, kHeadsPerWarp = kPartHeads / kRowWarps;
 constexpr int kBatchRows = 32;
 
-// The first `runs * head_blocks * column_blocks` blocks: dweight of 32 heads by 32 V columns, summed
-// over one part of the list. The others: zeros in rows of dhidden outside the mask.
+// The first `runs * head_blocks * column_blocks` blocks: dweight of 32 heads by 32 V columns,
+// summed over one part of the list. The others: zeros in rows of dhidden outside the mask.
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kRowThreads, 2)
     weight_kernel(const T *__restrict__ hidden, const uint8_t *__restrict__ mask,
@@ -154,7 +155,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     if (column < width) {
 #pragma unroll 4
       for (int r = 0; r < here; ++r) {
-        const Vec<T, kV> x = load<T, kV>(hidden + static_cast<int64_t>(batch_rows[r]) * width + column);
+        const int64_t at = static_cast<int64_t>(batch_rows[r]) * width + column;
+        const Vec<T, kV> x = load<T, kV>(hidden + at);
 #pragma unroll
         for (int j = 0; j < kHeadsPerWarp; ++j) {
           const float d = batch[r][warp * kHeadsPerWarp + j];

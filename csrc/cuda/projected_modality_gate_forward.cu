@@ -19,7 +19,7 @@ constexpr int kListBlocks = 256;  // about two for each SM of an H100
 constexpr int kCopyPasses = 4;    // rows of a copying block: 8 times this
 
 template <class T, class W, bool kVector>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 2)
     forward_kernel(const T *value, const T *__restrict__ hidden, const W *__restrict__ weight,
                    const uint8_t *__restrict__ mask, const int32_t *__restrict__ rows,
                    const int32_t *__restrict__ count, T *y, float *__restrict__ gate, T *saved,

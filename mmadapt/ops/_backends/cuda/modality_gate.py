@@ -18,7 +18,7 @@ _C = extension()
 MAX_HEADS = 1024
 """The gates of eight rows lie in shared memory."""
 
-PARTS = 1024
+PARTS = 512
 """At most so many parts are added up for logits [H]; each holds eight tokens or more."""
 
 

@@ -91,9 +91,9 @@ def _list(mask: Tensor) -> Tensor:
 
 
 def _runs(tokens: int, heads: int, width: int, element_size: int) -> int:
-    """Parts of the sum over tokens: about 256 blocks, two for each SM of an H100.
+    """Parts of the sum over tokens: about 128 blocks, one for each SM of an H100.
 
     A function of the shape alone, so that the order of the sum is too.
     """
     blocks = -(-heads // 32) * -(-width // (32 * 16 // element_size))
-    return min(max(256 // max(blocks, 1), 1), 64, -(-tokens // 8))
+    return min(max(128 // max(blocks, 1), 1), 64, -(-tokens // 8))
