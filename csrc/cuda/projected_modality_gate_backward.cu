@@ -29,7 +29,7 @@ __device__ __forceinline__ void expand(const float *dlogits, const W *__restrict
                                        int heads, int width) {
   for (int k = threadIdx.x * V; k < width; k += kRowThreads * V) {
     float sum[kRowWarps][V] = {};
-#pragma unroll 2
+#pragma unroll 8
     for (int head = 0; head < heads; ++head) {
       const Vec<W, V> w = load<W, V>(weight + static_cast<int64_t>(head) * width + k);
 #pragma unroll
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     }
     __syncthreads();
     if (column < width) {
-#pragma unroll 4
+#pragma unroll 8
       for (int r = 0; r < here; ++r) {
         const int64_t at = static_cast<int64_t>(batch_rows[r]) * width + column;
         const Vec<T, kV> x = load<T, kV>(hidden + at);

@@ -3,8 +3,8 @@
 //     g[t]       = tanh(weight hidden[t])          where mask[t], else 0
 //     y[t, h, :] = value[t, h, :] * g[t, h]        where mask[t], else value
 //
-// The first blocks take the masked rows off a list, eight at a time: projection, then gating. The
-// others do what is due for the rows outside the mask: zeros in g and, unless in place, copies. The
+// The first blocks take the masked rows off a list, eight rows and sixteen heads at a time:
+// projection, then gating. The others do what is due for the rows outside the mask: zeros in g and, unless in place, copies. The
 // busy blocks start first, and no block waits for memory it does not use.
 
 #include "gate_project.cuh"
@@ -26,24 +26,29 @@ __global__ void __launch_bounds__(kRowThreads, 2)
                    int32_t tokens, int32_t heads, int32_t per_head, int32_t width,
                    int32_t list_blocks) {
   constexpr int kV = kVector ? kWide<T> : 1;
-  extern __shared__ float gates[];  // [kRowWarps, heads]
+  __shared__ Gates gates;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int vectors = heads * per_head;
   if (blockIdx.x < list_blocks) {
-    const int32_t listed = *count;
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * kRowWarps; first < listed;
-         first += static_cast<int64_t>(list_blocks) * kRowWarps) {
+    const int32_t listed = *count, head_blocks = (heads + kGateHeads - 1) / kGateHeads;
+    const int64_t items = (static_cast<int64_t>(listed) + kRowWarps - 1) / kRowWarps * head_blocks;
+    for (int64_t item = blockIdx.x; item < items; item += list_blocks) {
+      const int64_t first = item / head_blocks * kRowWarps;
+      const int first_head = static_cast<int>(item % head_blocks) * kGateHeads;
       const int here = static_cast<int>(min(listed - first, static_cast<int64_t>(kRowWarps)));
       if constexpr (kVector && sizeof(T) == 2) {
-        project_mma(hidden, weight, rows + first, here, heads, width, gates, gate);
+        project_mma(hidden, weight, rows + first, here, first_head, heads, width, gates, gate);
       } else {
-        project_exact<T, W, kV>(hidden, weight, rows + first, here, heads, width, gates, gate);
+        project_exact<T, W, kV>(hidden, weight, rows + first, here, first_head, heads, width,
+                                gates, gate);
       }
       if (warp < here) {
-        const int64_t start = static_cast<int64_t>(rows[first + warp]) * vectors * kV;
-        const float *own = gates + warp * heads;
+        const int64_t row = rows[first + warp];
+        const int64_t start = (row * vectors + static_cast<int64_t>(first_head) * per_head) * kV;
+        const int own_vectors = min(kGateHeads, heads - first_head) * per_head;
+        const float *own = gates[warp];
         gate_row<T, kV>(value + start, y + start, saved == nullptr ? nullptr : saved + start,
-                        vectors, per_head, lane, [=](int head) { return own[head]; });
+                        own_vectors, per_head, lane, [=](int head) { return own[head]; });
       }
       __syncthreads();  // gates are written again
     }
@@ -68,8 +73,7 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_forward_cuda(
   using namespace mmadapt;
   const mmadapt_projected_modality_gate_forward &p = *problem;
   if (p.tokens < 0 || p.tokens > INT32_MAX) return bad_argument("tokens: expected 0 to 2^31 - 1");
-  if (p.heads < 0 || p.heads > kMostHeads) return bad_argument("heads: expected 0 to 1024");
-  if (p.size < 0 || p.heads * p.size > INT32_MAX) {
+  if (p.heads < 0 || p.size < 0 || p.heads * p.size > INT32_MAX) {
     return bad_argument("heads * size: expected 0 to 2^31 - 1");
   }
   if (p.width < 0 || p.width > INT32_MAX / 2) return bad_argument("width: expected 0 to 2^30 - 1");
@@ -84,11 +88,11 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_forward_cuda(
                       aligned16(p.y) && aligned16(p.saved) && aligned16(p.hidden) &&
                       aligned16(p.weight);
     const int64_t tiles = row_blocks(p.tokens);
-    const int64_t list_blocks = tiles < kListBlocks ? tiles : kListBlocks;
+    const int64_t items = tiles * ((p.heads + kGateHeads - 1) / kGateHeads);
+    const int64_t list_blocks = items < kListBlocks ? items : kListBlocks;
     const int64_t copy_blocks = (tiles + kCopyPasses - 1) / kCopyPasses;
-    const size_t shared = kRowWarps * p.heads * sizeof(float);
     return launch({"projected_modality_gate_forward_kernel", dim3(list_blocks + copy_blocks),
-                   dim3(kRowThreads), shared, p.stream},
+                   dim3(kRowThreads), 0, p.stream},
                   wide ? forward_kernel<T, W, true> : forward_kernel<T, W, false>,
                   static_cast<const T *>(p.value), static_cast<const T *>(p.hidden),
                   static_cast<const W *>(p.weight), p.mask, list.rows, list.count,

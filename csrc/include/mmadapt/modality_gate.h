@@ -37,8 +37,8 @@ typedef struct {
 } mmadapt_modality_gate_backward;
 
 typedef struct {
-  int64_t tokens, heads, size, width;  // heads: at most 1024
-  int32_t dtype, weight_dtype;         // of the weight: the same or F32
+  int64_t tokens, heads, size, width;
+  int32_t dtype, weight_dtype;  // of the weight: the same or F32
   const void *value;
   const void *hidden;  // [tokens, width]
   const void *weight;  // [heads, width]
