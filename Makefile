@@ -68,9 +68,10 @@ sm90: venv
 cuda-sm90: venv
 	$(PY) tests/cuda/sm90.py
 
-# Every CUDA kernel under compute-sanitizer; needs a GPU and the CUDA toolkit.
+# Every CUDA kernel under compute-sanitizer; needs a GPU and the CUDA toolkit. Without torch's cache
+# every tensor is an allocation of its own, so that an access past its end is one past memory.
 sanitize: venv
-	for tool in memcheck racecheck initcheck synccheck; do \
+	for tool in memcheck racecheck initcheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m tests.cuda.sanitize || exit 1; done
 
 demo: venv

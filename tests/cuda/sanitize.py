@@ -1,6 +1,7 @@
-"""Every operator of the CUDA backend on a few shapes, forward and backward, against the reference.
+r"""Every operator of the CUDA backend on a few shapes, forward and backward, against the reference.
 
-    compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.cuda.sanitize [OPERATOR...]
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python -m tests.cuda.sanitize [OPERATOR...]
 
 and likewise racecheck, initcheck and synccheck (`make sanitize` runs all four). Shapes are small,
 since the sanitizer slows kernels down a hundredfold, and ragged, since that is where kernels read

@@ -171,6 +171,10 @@ def test_opcheck(name, backend):
 
     *arguments, automatic = tree_map_only(torch.Tensor, move, arguments)
     assert automatic is None
+    try:
+        operator(*arguments, backend)
+    except BackendError as error:  # a shape that it does not serve
+        pytest.skip(str(error))
     torch.library.opcheck(operator, (*arguments, backend))
 
 
