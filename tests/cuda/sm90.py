@@ -4,9 +4,10 @@
 
 Reported per kernel and architecture: registers, stack bytes, spilled bytes (`-Xptxas -v`, kept by
 csrc/cuda/ptxas_report.py), and for sources named *_sm90.cu whether their code multiplies by wgmma
-(HGMMA in the machine code). Exit status 1 if a kernel spills or uses stack, or such a source holds
-no wgmma. Without nvcc there is nothing to compile: says so, exit status 0. The machine code is read
-by triton's cuobjdump; without triton that part is skipped, and said so.
+(HGMMA in the machine code; a source that means not to says so: `// sm90: no wgmma`). Exit status 1
+if a kernel spills or uses stack, or such a source holds no wgmma. Without nvcc there is nothing to
+compile: says so, exit status 0. The machine code is read by triton's cuobjdump; without triton that
+part is skipped, and said so.
 """
 
 from __future__ import annotations
@@ -102,6 +103,14 @@ def kernels(objects: list[Path]) -> list[Kernel]:
     return found
 
 
+def means_wgmma(path: Path) -> bool:
+    """Whether the source of an object should multiply by wgmma."""
+    source = ROOT / "csrc" / "cuda" / path.name.removesuffix(".o")
+    if not source.name.endswith("_sm90.cu"):
+        return False
+    return "// sm90: no wgmma" not in source.read_text(encoding="utf-8")
+
+
 def has_wgmma(path: Path, dump: Path) -> bool:
     """Whether the machine code in an object multiplies by wgmma."""
     command = [dump, "-sass", path]
@@ -148,7 +157,7 @@ def main() -> int:
     objects = build(jobs=arguments.jobs)
     found = kernels(objects)
     faults = [kernel.fault for kernel in found if kernel.fault]
-    hopper = [path for path in objects if path.name.endswith("_sm90.cu.o")]
+    hopper = [path for path in objects if means_wgmma(path)]
     dump = cuobjdump()
     if dump is None and hopper:
         print("skipped: wgmma was not looked for, triton's cuobjdump is not here")

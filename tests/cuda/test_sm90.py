@@ -78,6 +78,16 @@ def test_wgmma_is_looked_for_in_machine_code(tmp_path):
         assert sm90.has_wgmma(output, sm90.cuobjdump()) == expected
 
 
+def test_which_sources_should_hold_wgmma(tmp_path, monkeypatch):
+    folder = tmp_path / "csrc" / "cuda"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sm90, "ROOT", tmp_path)
+    (folder / "a_sm90.cu").write_text(WGMMA)
+    (folder / "b_sm90.cu").write_text(f"// sm90: no wgmma, it copies\n{CLEAN}")
+    names = ("a_sm90.cu.o", "b_sm90.cu.o", "portable.cu.o")
+    assert [sm90.means_wgmma(tmp_path / name) for name in names] == [True, False, False]
+
+
 def test_reports_with_several_architectures():
     text = """ptxas info    : Compiling entry function '_Z1kPf' for 'sm_80'
 ptxas info    : Function properties for _Z1kPf
