@@ -13,14 +13,14 @@ NUMPY_OLD      := 2.3.5
 TRITON_OLD_DIR ?= $(VENV)/triton-$(TRITON_OLD)
 TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.py)
 
-BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-gpu lint format \
-	clean
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 sanitize demo \
+	bench bench-gpu lint format clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
-	@echo "     format | build | venv | clean"
+	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
+	@echo "     bench | bench-gpu | lint | format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmadapt needs Python 3.11 or newer; set PYTHON=")'
@@ -63,6 +63,16 @@ sm90-shipped: venv
 
 sm90: venv
 	OMP_NUM_THREADS=1 $(PY) -W ignore tests/kernels/sm90.py --slow
+
+# Registers, stack and wgmma of every CUDA kernel, compiled here without a GPU; needs nvcc.
+cuda-sm90: venv
+	$(PY) tests/cuda/sm90.py
+
+# Every CUDA kernel under compute-sanitizer; needs a GPU and the CUDA toolkit. Without torch's cache
+# every tensor is an allocation of its own, so that an access past its end is one past memory.
+sanitize: venv
+	for tool in memcheck racecheck initcheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m tests.cuda.sanitize || exit 1; done
 
 demo: venv
 	$(VENV)/bin/mmadapt demo

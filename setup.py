@@ -2,7 +2,10 @@
 
 Environment: MMADAPT_REQUIRE_EXT=1 turns a failed build of `mmadapt._C` into an error (by default
 the package installs as pure Python and `mmadapt.show_config()` says so). MMADAPT_SKIP_EXT=1 does
-not try.
+not try. For its CUDA part, CMake options of the same names (csrc/cuda/kernels.cmake):
+MMADAPT_CUDA=AUTO|ON|OFF (AUTO, the default: where nvcc is found; if it does not compile, the rest
+is built without it, unless MMADAPT_REQUIRE_EXT=1), MMADAPT_CUDA_ARCHS, MMADAPT_WERROR_SPILLS,
+MMADAPT_NVCC_THREADS. MAX_JOBS limits the compilers that run at once.
 """
 
 import hashlib
@@ -16,12 +19,19 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CUDA_OPTIONS = (
+    "MMADAPT_CUDA",
+    "MMADAPT_CUDA_ARCHS",
+    "MMADAPT_WERROR_SPILLS",
+    "MMADAPT_NVCC_THREADS",
+)
 
 
 def source_hash() -> str:
     """Digest of csrc/, compiled into the extension so that a stale build can be recognised."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()):
+    sources = (p for p in (ROOT / "csrc").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    for path in sorted(sources):
         digest.update(path.relative_to(ROOT).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -43,10 +53,24 @@ class CMakeBuild(build_ext):
         if os.environ.get("MMADAPT_SKIP_EXT") == "1":
             print("mmadapt: MMADAPT_SKIP_EXT=1, installing without the C++ extension")
             return
+        options = {name: os.environ[name] for name in CUDA_OPTIONS if os.environ.get(name)}
+        cuda = options.get("MMADAPT_CUDA", "AUTO")
+        required = os.environ.get("MMADAPT_REQUIRE_EXT") == "1" or cuda == "ON"
         try:
-            self._build(ext)
+            try:
+                self._build(ext, options)
+            except subprocess.CalledProcessError as error:
+                if required or cuda == "OFF":
+                    raise
+                print(
+                    f"mmadapt: the build failed ({error}); again without the CUDA kernels.\n"
+                    "mmadapt: MMADAPT_CUDA=ON or MMADAPT_REQUIRE_EXT=1 makes this an error.",
+                    file=sys.stderr,
+                )
+                without = {"MMADAPT_CUDA": "OFF", "MMADAPT_CUDA_OFF_REASON": "they did not compile"}
+                self._build(ext, {**options, **without})
         except (OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
-            if os.environ.get("MMADAPT_REQUIRE_EXT") == "1":
+            if required:
                 raise
             print(
                 f"mmadapt: the C++ extension was not built ({error}).\n"
@@ -55,7 +79,7 @@ class CMakeBuild(build_ext):
                 file=sys.stderr,
             )
 
-    def _build(self, ext: Extension) -> None:
+    def _build(self, ext: Extension, options: dict[str, str]) -> None:
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -74,6 +98,7 @@ class CMakeBuild(build_ext):
             f"-DMMADAPT_SOURCE_HASH={source_hash()}",
             f"-DMMADAPT_OUTPUT_DIR={target.parent}",
             f"-DMMADAPT_OUTPUT_NAME={target.name}",
+            *(f"-D{name}={value}" for name, value in options.items()),
         ]
         # A cache made in another pip build environment points at files that are gone.
         (build_dir / "CMakeCache.txt").unlink(missing_ok=True)

@@ -37,7 +37,10 @@ class Provider:
 
 def of_backend(op: str, backend: str, function: Callable[..., Tensor]) -> Provider:
     """mmadapt's own operator with one backend named, or why that backend is missing."""
-    return Provider(function, skip=backends(op)[backend])
+    reason = backends(op)[backend]
+    if reason is None and backend == "cuda" and not torch.cuda.is_available():
+        reason = "needs a GPU"
+    return Provider(function, skip=reason)
 
 
 def compiled(function: Callable[..., Tensor]) -> Provider:

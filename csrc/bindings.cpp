@@ -8,6 +8,12 @@
 
 namespace py = pybind11;
 
+#ifdef MMADAPT_HAVE_CUDA
+namespace mmadapt {
+void register_cuda(py::module_ &parent);  // cuda/bindings.cpp
+}
+#endif
+
 namespace {
 
 template <class T>
@@ -25,6 +31,8 @@ void check(mmadapt_status status) {
       throw py::value_error("expert: holds a value outside -1..number of experts - 1");
     case MMADAPT_BAD_ARGUMENT:
       throw py::value_error("swiglu_adapter: a size is out of range");
+    case MMADAPT_CUDA_ERROR:  // not from CPU kernels
+      break;
   }
 }
 
@@ -93,6 +101,12 @@ py::dict build_info() {
 #endif
   info["isa"] = mmadapt_cpu_isa();
   info["isa_compiled"] = mmadapt_cpu_isa_compiled();
+#ifdef MMADAPT_HAVE_CUDA
+  info["cuda_archs"] = MMADAPT_CUDA_ARCHS;
+  info["nvcc"] = MMADAPT_NVCC_VERSION;
+#else
+  info["cuda_absent"] = MMADAPT_CUDA_ABSENT;
+#endif
   info["source_hash"] = MMADAPT_SOURCE_HASH;
   return info;
 }
@@ -100,9 +114,10 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU kernels of mmadapt; addresses are integers, 0 = absent.";
+  m.doc() = "Compiled kernels of mmadapt; addresses are integers, 0 = absent.";
   m.attr("F32") = static_cast<int>(MMADAPT_F32);
   m.attr("BF16") = static_cast<int>(MMADAPT_BF16);
+  m.attr("F16") = static_cast<int>(MMADAPT_F16);
   m.attr("RESIDUAL_NONE") = static_cast<int>(MMADAPT_RESIDUAL_NONE);
   m.attr("RESIDUAL_INPUT") = static_cast<int>(MMADAPT_RESIDUAL_INPUT);
   m.attr("RESIDUAL_NORM") = static_cast<int>(MMADAPT_RESIDUAL_NORM);
@@ -113,4 +128,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("threads"));
   m.def("swiglu_adapter_forward", &forward);
   m.def("swiglu_adapter_backward", &backward);
+#ifdef MMADAPT_HAVE_CUDA
+  mmadapt::register_cuda(m);
+#endif
 }

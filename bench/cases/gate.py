@@ -2,8 +2,8 @@
 
 Variants: ``static`` (one logit a head), ``projected`` (logits = hidden weight^T, hidden [T, H h]).
 Minimal bytes of an operator that returns a new tensor: value in, y out, dy in, dvalue out, for the
-projected one dense dhidden out, and hidden of the image tokens read twice. `triton-inplace`
-overwrites value, as between v_proj and attention: no copy in forward.
+projected one dense dhidden out, and hidden of the image tokens read twice. `triton-inplace` and
+`cuda-inplace` overwrite value, as between v_proj and attention: no copy in forward.
 """
 
 import functools
@@ -60,6 +60,8 @@ def build(
             "compile": compiled(formula),
             "triton": of_backend(contract, "triton", operator(projected, "triton")),
             "triton-inplace": inplace(contract, projected, "triton"),
+            "cuda": of_backend(contract, "cuda", operator(projected, "cuda")),
+            "cuda-inplace": inplace(contract, projected, "cuda"),
             "reference": of_backend(contract, "reference", operator(projected, "reference")),
         },
         exact=reference.projected_modality_gate if projected else reference.modality_gate,

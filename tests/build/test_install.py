@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 CHECK = """
+import re
 import sys
 from pathlib import Path
 import torch
@@ -25,6 +26,7 @@ from mmadapt.train.recipes import shipped
 assert "pill_digits" in shipped()
 config = mmadapt.show_config()
 assert config["extension"] == "built", config
+assert re.match(sys.argv[2], config["cuda_kernels"]), config
 where = Path(mmadapt.__file__).resolve()
 assert where.is_relative_to(Path(sys.argv[1]).resolve()), where
 backends = where.parent / "ops" / "_backends"
@@ -83,25 +85,33 @@ def pip_install(python, *arguments):
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", *arguments)
 
 
-def test_wheel(sources, environment, tmp_path):
+HAS_NVCC = shutil.which(os.environ.get("CUDACXX", "nvcc")) is not None
+# What show_config() says of the CUDA kernels with MMADAPT_CUDA=AUTO on this machine.
+AUTO = r"sm_80, sm_90a, compiled by nvcc \d" if HAS_NVCC else "absent: no nvcc"
+
+
+def test_wheel(sources, environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMADAPT_CUDA", "OFF")
     dist = tmp_path / "dist"
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, sources)
     (wheel,) = dist.glob("*.whl")
     (sdist,) = dist.glob("*.tar.gz")
     assert sdist.name.startswith("mmadapt-")
     pip_install(environment, wheel)
-    run(environment, "-c", CHECK, environment.parent.parent, cwd=tmp_path)
+    off = "absent: MMADAPT_CUDA=OFF when"
+    run(environment, "-c", CHECK, environment.parent.parent, off, cwd=tmp_path)
 
 
 def test_plain_install(sources, environment, tmp_path):
     pip_install(environment, "--no-build-isolation", sources)
-    run(environment, "-c", CHECK, environment.parent.parent, cwd=tmp_path)
+    run(environment, "-c", CHECK, environment.parent.parent, AUTO, cwd=tmp_path)
 
 
-def test_editable_install(sources, environment, tmp_path):
+def test_editable_install(sources, environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDACXX", "/nonexistent-nvcc")
     pip_install(environment, "--no-build-isolation", "-e", sources)
     for folder in (tmp_path, sources):
-        run(environment, "-c", CHECK, sources, cwd=folder)
+        run(environment, "-c", CHECK, sources, "absent: no nvcc when", cwd=folder)
 
 
 def test_install_without_a_compiler(sources, environment, tmp_path, monkeypatch):
@@ -114,5 +124,23 @@ def test_install_without_a_compiler(sources, environment, tmp_path, monkeypatch)
     assert "mmadapt: the C++ extension was not built" in result.stdout + result.stderr
     code = "import mmadapt; print(mmadapt.show_config()['extension'])"
     assert "absent: not built" in run(environment, "-c", code, cwd=tmp_path)
+    code = "import mmadapt; print(mmadapt.show_config()['cuda_kernels'])"
+    assert "absent: no extension" in run(environment, "-c", code, cwd=tmp_path)
     monkeypatch.setenv("MMADAPT_REQUIRE_EXT", "1")
+    assert subprocess.run(command, capture_output=True).returncode != 0
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="needs nvcc")
+def test_cuda_kernels_that_do_not_compile(sources, environment, tmp_path, monkeypatch):
+    """The rest is built without them, loudly; an error where they were asked for."""
+    monkeypatch.delenv("MMADAPT_REQUIRE_EXT", raising=False)
+    monkeypatch.setenv("MMADAPT_CUDA_ARCHS", "20-real")  # long gone from nvcc
+    command = [environment, "-m", "pip", "install", "-v", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", sources]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "again without the CUDA kernels" in result.stdout + result.stderr
+    absent = "absent: they did not compile when"
+    run(environment, "-c", CHECK, environment.parent.parent, absent, cwd=tmp_path)
+    monkeypatch.setenv("MMADAPT_CUDA", "ON")
     assert subprocess.run(command, capture_output=True).returncode != 0

@@ -1,6 +1,7 @@
-"""The Triton backends of the two gates and their in-place form.
+"""The Triton and CUDA backends of the two gates and their in-place form.
 
-Without a GPU in Triton's interpreter on small shapes; on a GPU the same tests and full shapes.
+Without a GPU Triton's, in its interpreter on small shapes; on a GPU the same tests of both, and
+full shapes.
 """
 
 import functools
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import (
 
 from mmadapt import nn
 from mmadapt.kernels.modality_gate import reference
-from mmadapt.ops import _modality_gate, _projected_modality_gate
+from mmadapt.ops import _modality_gate, _projected_modality_gate, backends
 from mmadapt.ops import modality_gate as gate_op
 from mmadapt.ops import projected_modality_gate as projected_op
 
@@ -76,11 +77,22 @@ def case(request):
     return CASES[request.param]
 
 
-def ours(op, **settings):
-    return functools.partial(op, backend="triton", **settings)
+NO_CUDA = backends("modality_gate")["cuda"]
+CUDA = pytest.param(
+    "cuda", marks=[*gpu, pytest.mark.skipif(NO_CUDA is not None, reason=f"backend cuda: {NO_CUDA}")]
+)
 
 
-def inplace(op, backend="triton"):
+@pytest.fixture(params=["triton", CUDA])
+def backend(request):
+    return request.param
+
+
+def ours(op, backend):
+    return functools.partial(op, backend=backend)
+
+
+def inplace(op, backend):
     """`op` in place, on a copy, so that leaves can be differentiated."""
 
     def run(value, *others):
@@ -134,11 +146,13 @@ def check_error_rule(rule, results, formula, tensors, mask, dy, largest=True):
     # Of fp32 the two forms are compared bit by bit below.
     + [pytest.param("inplace", dtypes, marks=pytest.mark.slow) for dtypes in (FP32, FP16)],
 )
-def test_error_rule(assert_as_good_as_eager, case, dtypes, place):
+def test_error_rule(assert_as_good_as_eager, case, backend, dtypes, place):
     make, op, formula = case
     tensors, mask = make(37, dtypes), runs_mask(37)
     dy = torch.randn_like(tensors[0])
-    results = value_and_grads(ours(op) if place == "fresh" else inplace(op), tensors, mask, dy)
+    results = value_and_grads(
+        ours(op, backend) if place == "fresh" else inplace(op, backend), tensors, mask, dy
+    )
     check_error_rule(assert_as_good_as_eager, results, formula, tensors, mask, dy)
 
 
@@ -152,12 +166,12 @@ def test_error_rule(assert_as_good_as_eager, case, dtypes, place):
         (20, 70, 2, 70),  # blocks of heads in the projection's gradient, a ragged tile of columns
     ],
 )
-def test_shapes(assert_as_good_as_eager, case, tokens, heads, size, width):
+def test_shapes(assert_as_good_as_eager, case, backend, tokens, heads, size, width):
     make, op, formula = case
     tensors = make(tokens, FP32, heads, size, width)
     mask = runs_mask(tokens) if tokens > 1 else torch.ones(1, dtype=torch.bool, device=DEVICE)
     dy = torch.randn_like(tensors[0])
-    results = value_and_grads(ours(op), tensors, mask, dy)
+    results = value_and_grads(ours(op, backend), tensors, mask, dy)
     check_error_rule(
         assert_as_good_as_eager, results, formula, tensors, mask, dy, largest=tokens > 1
     )
@@ -178,19 +192,19 @@ def test_several_runs_and_tiles_give_the_same_numbers(case):
         "projected_modality_gate_bwd": projection,
     }
     with override(configs):
-        results = value_and_grads(ours(op), tensors, mask, dy)
+        results = value_and_grads(ours(op, "triton"), tensors, mask, dy)
     for a, b in zip(results, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", ["fresh", "inplace"])
 @pytest.mark.parametrize(("tokens", "masked"), [(0, True), (37, False), (37, True)])
-def test_no_token_none_masked_all_masked(case, tokens, masked, place):
+def test_no_token_none_masked_all_masked(case, backend, tokens, masked, place):
     make, op, formula = case
     tensors = make(tokens)
     mask = torch.full((tokens,), masked, device=DEVICE)
     dy = torch.randn_like(tensors[0])
-    function = ours(op) if place == "fresh" else inplace(op)
+    function = ours(op, backend) if place == "fresh" else inplace(op, backend)
     y, dvalue, *others = value_and_grads(function, tensors, mask, dy)
     if masked and tokens:
         expected = value_and_grads(formula, tensors, mask, dy)
@@ -202,12 +216,12 @@ def test_no_token_none_masked_all_masked(case, tokens, masked, place):
 
 
 @pytest.mark.parametrize("place", ["fresh", "inplace"])
-def test_unmasked_rows_pass_bitwise_and_reach_nothing(case, place):
+def test_unmasked_rows_pass_bitwise_and_reach_nothing(case, backend, place):
     """NaN and infinity in unmasked rows of everything pass, and touch no gradient."""
     make, op, _ = case
     tensors, mask = make(45, (torch.bfloat16, torch.float32)), runs_mask(45)
     dy = torch.randn_like(tensors[0])
-    function = ours(op) if place == "fresh" else inplace(op)
+    function = ours(op, backend) if place == "fresh" else inplace(op, backend)
     clean = value_and_grads(function, tensors, mask, dy)
     bad = torch.tensor([float("nan"), float("inf"), -float("inf")], device=DEVICE)
     dirt = bad[torch.arange(45, device=DEVICE) % 3]
@@ -226,25 +240,25 @@ def test_unmasked_rows_pass_bitwise_and_reach_nothing(case, place):
         assert torch.equal(a[keep], b[keep])
 
 
-def test_an_infinite_weight_stays_in_masked_rows():
+def test_an_infinite_weight_stays_in_masked_rows(backend):
     value, hidden, weight = leaves(projected(30))
     mask = runs_mask(30)
     with torch.no_grad():
         weight[1, 2] = float("inf")
-    y = projected_op(value, hidden, weight, mask, backend="triton")
+    y = projected_op(value, hidden, weight, mask, backend=backend)
     (dhidden,) = torch.autograd.grad(y.nan_to_num().sum(), hidden)
     assert torch.equal(dhidden[~mask], torch.zeros_like(dhidden[~mask]))
 
 
 @pytest.mark.parametrize("place", ["fresh", "inplace"])
-def test_every_subset_of_frozen_operands(case, place):
+def test_every_subset_of_frozen_operands(case, backend, place):
     make, op, _ = case
     tensors, mask = make(12), runs_mask(12, 3)
     dy = torch.randn_like(tensors[0])
-    full = value_and_grads(ours(op), tensors, mask, dy)[1:]
+    full = value_and_grads(ours(op, backend), tensors, mask, dy)[1:]
     for needs in itertools.product([False, True], repeat=len(tensors)):
         partial = leaves(tensors, needs)
-        y = (ours(op) if place == "fresh" else inplace(op))(*partial, mask)
+        y = (ours(op, backend) if place == "fresh" else inplace(op, backend))(*partial, mask)
         assert y.requires_grad == any(needs)
         if any(needs):
             y.backward(dy)
@@ -279,7 +293,7 @@ def test_tanh_is_exact_near_zero_and_beyond():
     assert out[:2].tolist() == [1.0, -1.0] and out[3] == 1.0 and out[2].isnan()
 
 
-def test_a_gate_near_its_zero_start_is_not_rounded_away(case):
+def test_a_gate_near_its_zero_start_is_not_rounded_away(case, backend):
     """The trainable tensor scaled by 1e-4 / 1e-12: y stays proportional to it."""
     make, op, _ = case
     value, *rest = make(16)
@@ -288,7 +302,7 @@ def test_a_gate_near_its_zero_start_is_not_rounded_away(case):
         scaled = [*rest[:-1], rest[-1] * scale]
         logits = scaled[-1] if op is gate_op else scaled[0].double() @ scaled[-1].double().t()
         exact = value.double() * torch.tanh(logits.double()).unsqueeze(-1)
-        y = op(value, *scaled, mask, backend="triton").double()
+        y = op(value, *scaled, mask, backend=backend).double()
         assert (y - exact).norm() <= 1e-6 * exact.norm()
 
 
@@ -297,7 +311,7 @@ def test_a_gate_near_its_zero_start_is_not_rounded_away(case):
 
 @pytest.mark.parametrize("shape", [(4, 6), (24,)])
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "triton", CUDA])
 def test_inplace_overwrites_masked_rows_of_the_callers_tensor(case, backend, split, shape):
     make, op, _ = case
     value, *rest = make(24)
@@ -318,7 +332,7 @@ def test_gradcheck_inplace(case):
     assert torch.autograd.gradcheck(lambda *t: op(2 * t[0], *t[1:], mask, inplace=True), tensors)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "triton", CUDA])
 def test_gradients_equal_the_functional_form(case, backend):
     make, op, _ = case
     tensors, mask = make(29), runs_mask(29, 5)
@@ -330,14 +344,14 @@ def test_gradients_equal_the_functional_form(case, backend):
         assert torch.equal(a, b)
 
 
-def test_gating_twice_and_what_autograd_forbids(case):
+def test_gating_twice_and_what_autograd_forbids(case, backend):
     make, op, _ = case
     tensors, mask = leaves(make(12)), runs_mask(12, 3)
     value, *rest = tensors
-    twice = ours(op)(ours(op)(value * 1, *rest, mask), *rest, mask)
+    twice = ours(op, backend)(ours(op, backend)(value * 1, *rest, mask), *rest, mask)
     again = value * 1
     for _ in range(2):
-        again = op(again, *rest, mask, inplace=True, backend="triton")
+        again = op(again, *rest, mask, inplace=True, backend=backend)
     dy = torch.randn_like(twice)
     for a, b in zip(
         torch.autograd.grad(again, tensors, dy), torch.autograd.grad(twice, tensors, dy),
@@ -345,7 +359,7 @@ def test_gating_twice_and_what_autograd_forbids(case):
     ):  # fmt: skip
         torch.testing.assert_close(a, b)
     saved_by_exp = value.exp()
-    y = op(saved_by_exp, *rest, mask, inplace=True, backend="triton")
+    y = op(saved_by_exp, *rest, mask, inplace=True, backend=backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad is being used"):
@@ -354,18 +368,18 @@ def test_gating_twice_and_what_autograd_forbids(case):
         op(value.view(12, -1), *rest, mask, inplace=True)
     with torch.no_grad():
         before = value.clone()
-        op(value, *rest, mask, inplace=True, backend="triton")
+        op(value, *rest, mask, inplace=True, backend=backend)
     assert not torch.equal(before, value)
     with torch.inference_mode():
         copy = before.clone()
-        op(copy, *rest, mask, inplace=True, backend="triton")
+        op(copy, *rest, mask, inplace=True, backend=backend)
     assert torch.equal(copy, value)
 
 
-def test_backward_leaves_dy_and_can_run_twice(case):
+def test_backward_leaves_dy_and_can_run_twice(case, backend):
     make, op, _ = case
     tensors, mask = leaves(make(12)), runs_mask(12, 3)
-    y = inplace(op)(*tensors, mask)
+    y = inplace(op, backend)(*tensors, mask)
     dy = torch.randn_like(y)
     kept = dy.clone()
     first = torch.autograd.grad(y, tensors, dy, retain_graph=True)
@@ -389,23 +403,23 @@ def test_what_cannot_be_overwritten(case):
             op(value, shared, weight, mask, inplace=True)
 
 
-def test_a_tracked_view_gets_a_new_tensor(case):
+def test_a_tracked_view_gets_a_new_tensor(case, backend):
     make, op, _ = case
     tensors, mask = leaves(make(12)), runs_mask(12, 3)
     value, *rest = tensors
     view = (value * 1).view(12, -1)
-    y = op(view, *rest, mask, inplace=True, backend="triton")
+    y = op(view, *rest, mask, inplace=True, backend=backend)
     assert y.data_ptr() != view.data_ptr()
-    assert torch.equal(y, op(view, *rest, mask, backend="triton"))
+    assert torch.equal(y, op(view, *rest, mask, backend=backend))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_inplace_under_checkpointing(case, use_reentrant):
+def test_inplace_under_checkpointing(case, backend, use_reentrant):
     make, op, _ = case
     tensors, mask = leaves(make(12)), runs_mask(12, 3)
 
     def block(value, *rest):
-        return op(2 * value, *rest, mask, inplace=True, backend="triton").sin()
+        return op(2 * value, *rest, mask, inplace=True, backend=backend).sin()
 
     dy = torch.randn_like(tensors[0])
     plain = torch.autograd.grad(block(*tensors), tensors, dy)
@@ -415,12 +429,12 @@ def test_inplace_under_checkpointing(case, use_reentrant):
     assert all(torch.equal(t.grad, b) for t, b in zip(tensors, plain, strict=True))
 
 
-def test_selective_checkpointing_must_recompute_it(case):
+def test_selective_checkpointing_must_recompute_it(case, backend):
     make, op, _ = case
     tensors, mask = leaves(make(12)), runs_mask(12, 3)
 
     def block(value, *rest):
-        y = op(2 * value, *rest, mask, inplace=True, backend="triton")
+        y = op(2 * value, *rest, mask, inplace=True, backend=backend)
         return (y * y.detach().sum()).sin()
 
     def run(policy):
@@ -488,6 +502,11 @@ def test_the_module(kind):
         ("given", "triton", True),
         ("projected", "triton", False),
         ("projected", None, True),
+        *(
+            pytest.param(name, *CUDA.values, save, marks=CUDA.marks)
+            for name in ("given", "projected")
+            for save in (False, True)
+        ),
     ],
 )
 def test_opcheck(name, backend, save):
@@ -502,7 +521,7 @@ def test_opcheck(name, backend, save):
 
 
 @pytest.mark.parametrize("name", ["given", "projected"])
-def test_opcheck_of_backward(name):
+def test_opcheck_of_backward(name, backend):
     mask = torch.ones(18, dtype=torch.bool, device=DEVICE)
     if name == "given":
         module, operands, rest = _modality_gate, token(18), []
@@ -511,7 +530,7 @@ def test_opcheck_of_backward(name):
         module, operands = _projected_modality_gate, projected(18)
         rest, needs = [torch.rand(18, HEADS, device=DEVICE)], [True] * 3
     dy = torch.randn_like(operands[0])
-    torch.library.opcheck(module.backward_op, (dy, *operands, mask, *rest, needs, "triton"))
+    torch.library.opcheck(module.backward_op, (dy, *operands, mask, *rest, needs, backend))
 
 
 # Full size, on a GPU
@@ -530,22 +549,22 @@ class TestOnGpu:
     @pytest.mark.parametrize("place", ["fresh", "inplace"])
     @pytest.mark.parametrize("dtypes", [BF16, (torch.bfloat16, torch.float32), FP16, FP32])
     @pytest.mark.parametrize("share", ["runs", "half", "all"])
-    def test_full_size(self, assert_as_good_as_eager, case, dtypes, place, share):
+    def test_full_size(self, assert_as_good_as_eager, case, backend, dtypes, place, share):
         make, op, formula = case
         tensors, mask = make(8192, dtypes, **FULL), full_mask()
         if share != "runs":
             mask = torch.rand(8192, device=DEVICE) < (0.5 if share == "half" else 2)
         dy = torch.randn_like(tensors[0])
-        function = ours(op) if place == "fresh" else inplace(op)
+        function = ours(op, backend) if place == "fresh" else inplace(op, backend)
         results = value_and_grads(function, tensors, mask, dy)
         check_error_rule(assert_as_good_as_eager, results, formula, tensors, mask, dy)
 
     @pytest.mark.parametrize("place", ["fresh", "inplace"])
-    def test_a_graph_follows_the_mask(self, case, place):
+    def test_a_graph_follows_the_mask(self, case, backend, place):
         make, op, _ = case
         tensors, mask = make(2048, BF16, **FULL), runs_mask(2048, 32)
         dy = torch.randn_like(tensors[0])
-        function = ours(op) if place == "fresh" else inplace(op)
+        function = ours(op, backend) if place == "fresh" else inplace(op, backend)
         static = leaves(tensors)
 
         def step():
@@ -567,38 +586,38 @@ class TestOnGpu:
                 assert torch.equal(a, b)
 
     @pytest.mark.parametrize("place", ["fresh", "inplace"])
-    def test_ten_runs_are_bit_equal(self, case, place):
+    def test_ten_runs_are_bit_equal(self, case, backend, place):
         make, op, _ = case
         tensors, mask = make(8192, BF16, **FULL), full_mask()
         dy = torch.randn_like(tensors[0])
-        function = ours(op) if place == "fresh" else inplace(op)
+        function = ours(op, backend) if place == "fresh" else inplace(op, backend)
         first = value_and_grads(function, tensors, mask, dy)
         for _ in range(10):
             again = value_and_grads(function, tensors, mask, dy)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
-    def test_two_streams(self, case):
+    def test_two_streams(self, case, backend):
         make, op, _ = case
         problems = [(make(4096, BF16, **FULL), runs_mask(4096, 7 + i)) for i in range(2)]
         dy = torch.randn_like(problems[0][0][0])
-        expected = [value_and_grads(inplace(op), *problem, dy) for problem in problems]
+        expected = [value_and_grads(inplace(op, backend), *problem, dy) for problem in problems]
         torch.cuda.synchronize()
         streams = [torch.cuda.Stream() for _ in problems]
         for _ in range(5):
             results = []
             for stream, problem in zip(streams, problems, strict=True):
                 with torch.cuda.stream(stream):
-                    results.append(value_and_grads(inplace(op), *problem, dy))
+                    results.append(value_and_grads(inplace(op, backend), *problem, dy))
             torch.cuda.synchronize()
             for result, truth in zip(results, expected, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(result, truth, strict=True))
 
     @pytest.mark.parametrize("place", ["fresh", "inplace"])
-    def test_no_call_waits_for_the_device(self, case, place):
+    def test_no_call_waits_for_the_device(self, case, backend, place):
         make, op, _ = case
         tensors, mask = make(512, BF16, **FULL), runs_mask(512)
         dy = torch.randn_like(tensors[0])
-        function = ours(op) if place == "fresh" else inplace(op)
+        function = ours(op, backend) if place == "fresh" else inplace(op, backend)
         value_and_grads(function, tensors, mask, dy)
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -1,4 +1,5 @@
-"""Drawn shapes and routings: the Triton kernels agree in fp32 with their formulas in fp64."""
+"""Drawn shapes and routings: the Triton kernels (and CUDA's of the gates) agree in fp32 with their
+formulas in fp64."""
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 from mmadapt.kernels.cp_linear import reference as cp_reference
 from mmadapt.kernels.modality_gate import reference as gate_reference
 from mmadapt.kernels.swiglu_adapter import reference as swiglu_reference
-from mmadapt.ops import cp_linear_group, modality_gate, projected_modality_gate, swiglu_adapter
+from mmadapt.ops import (
+    backends,
+    cp_linear_group,
+    modality_gate,
+    projected_modality_gate,
+    swiglu_adapter,
+)
 
 pytest.importorskip("triton")
 
@@ -22,6 +29,15 @@ pytestmark = [
         reason="needs a CUDA device or TRITON_INTERPRET=1",
     ),
 ]
+NO_CUDA = backends("modality_gate")["cuda"]
+cuda = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device"),
+        pytest.mark.skipif(NO_CUDA is not None, reason=f"backend cuda: {NO_CUDA}"),
+    ],
+)
 few = settings(max_examples=8, deadline=None, derandomize=True)
 tokens_, sizes, seeds = st.integers(0, 40), st.integers(1, 40), st.integers(0, 2**31)
 
@@ -122,6 +138,7 @@ def test_cp_linear(tokens, dims, dense, dropout, dropout_at, scale, seed):
     agree(ours, formula, operands)
 
 
+@pytest.mark.parametrize("backend", ["triton", cuda])
 @few
 @given(
     kind=st.sampled_from(["static", "token", "projected"]),
@@ -133,7 +150,7 @@ def test_cp_linear(tokens, dims, dense, dropout, dropout_at, scale, seed):
     share=st.sampled_from([0.1, 0.5, 0.9]),
     seed=seeds,
 )
-def test_gates(kind, inplace, tokens, heads, size, width, share, seed):
+def test_gates(backend, kind, inplace, tokens, heads, size, width, share, seed):
     torch.manual_seed(seed)
     mask = torch.rand(tokens, device=DEVICE) < share
     operands = [torch.randn(tokens, heads, size, device=DEVICE)]
@@ -147,6 +164,6 @@ def test_gates(kind, inplace, tokens, heads, size, width, share, seed):
 
     def ours(value, *rest):
         value = value * 1 if inplace else value  # a leaf cannot be overwritten
-        return (op(value, *rest, mask, inplace=inplace, backend="triton"),)
+        return (op(value, *rest, mask, inplace=inplace, backend=backend),)
 
     agree(ours, lambda *operands: (formula(*operands, mask),), operands)

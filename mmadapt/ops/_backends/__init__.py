@@ -16,6 +16,7 @@ ENVIRONMENT_VARIABLE = "MMADAPT_BACKEND"
 
 _REFERENCE = "mmadapt.ops._backends.reference"
 _TRITON = "mmadapt.ops._backends.triton"
+_CUDA = "mmadapt.ops._backends.cuda"
 _REGISTRY: dict[str, dict[str, str]] = {
     "swiglu_adapter": {
         "cpu": "mmadapt.ops._backends.cpu",
@@ -27,10 +28,12 @@ _REGISTRY: dict[str, dict[str, str]] = {
         "reference": f"{_REFERENCE}.cp_linear",
     },
     "modality_gate": {
+        "cuda": f"{_CUDA}.modality_gate",
         "triton": f"{_TRITON}.modality_gate",
         "reference": f"{_REFERENCE}.modality_gate",
     },
     "projected_modality_gate": {
+        "cuda": f"{_CUDA}.projected_modality_gate",
         "triton": f"{_TRITON}.projected_modality_gate",
         "reference": f"{_REFERENCE}.projected_modality_gate",
     },

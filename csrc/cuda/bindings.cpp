@@ -1,0 +1,70 @@
+// Python module mmadapt._C.cuda: one function per launcher.
+
+#include "bindings.h"
+
+#include "mmadapt/masked_rows.h"
+#include "mmadapt/modality_gate.h"
+
+namespace py = pybind11;
+
+namespace mmadapt {
+
+void register_cuda(py::module_ &parent) {
+  py::module_ m = parent.def_submodule("cuda", "CUDA kernels of mmadapt: they queue and return.");
+
+  using MaskedRows = mmadapt_masked_rows;
+  define(m, "masked_rows", &mmadapt_masked_rows_cuda,  //
+         field("tokens", &MaskedRows::tokens), field("mask", &MaskedRows::mask),
+         field("rows", &MaskedRows::rows), field("count", &MaskedRows::count),
+         field("stream", &MaskedRows::stream));
+
+  using GateForward = mmadapt_modality_gate_forward;
+  define(m, "modality_gate_forward", &mmadapt_modality_gate_forward_cuda,  //
+         field("tokens", &GateForward::tokens), field("heads", &GateForward::heads),
+         field("size", &GateForward::size), field("dtype", &GateForward::dtype),
+         field("logits_dtype", &GateForward::logits_dtype),
+         field("per_token", &GateForward::per_token), field("value", &GateForward::value),
+         field("logits", &GateForward::logits), field("mask", &GateForward::mask),
+         field("y", &GateForward::y), field("saved", &GateForward::saved),
+         field("stream", &GateForward::stream));
+
+  using GateBackward = mmadapt_modality_gate_backward;
+  define(m, "modality_gate_backward", &mmadapt_modality_gate_backward_cuda,  //
+         field("tokens", &GateBackward::tokens), field("heads", &GateBackward::heads),
+         field("size", &GateBackward::size), field("part_tokens", &GateBackward::part_tokens),
+         field("dtype", &GateBackward::dtype), field("logits_dtype", &GateBackward::logits_dtype),
+         field("per_token", &GateBackward::per_token), field("dy", &GateBackward::dy),
+         field("value", &GateBackward::value), field("logits", &GateBackward::logits),
+         field("mask", &GateBackward::mask), field("dvalue", &GateBackward::dvalue),
+         field("dlogits", &GateBackward::dlogits), field("parts", &GateBackward::parts),
+         field("stream", &GateBackward::stream));
+
+  using ProjectedForward = mmadapt_projected_modality_gate_forward;
+  define(m, "projected_modality_gate_forward", &mmadapt_projected_modality_gate_forward_cuda,  //
+         field("tokens", &ProjectedForward::tokens), field("heads", &ProjectedForward::heads),
+         field("size", &ProjectedForward::size), field("width", &ProjectedForward::width),
+         field("dtype", &ProjectedForward::dtype),
+         field("weight_dtype", &ProjectedForward::weight_dtype),
+         field("value", &ProjectedForward::value), field("hidden", &ProjectedForward::hidden),
+         field("weight", &ProjectedForward::weight), field("mask", &ProjectedForward::mask),
+         field("rows", &ProjectedForward::rows), field("y", &ProjectedForward::y),
+         field("gate", &ProjectedForward::gate), field("saved", &ProjectedForward::saved),
+         field("stream", &ProjectedForward::stream));
+
+  using ProjectedBackward = mmadapt_projected_modality_gate_backward;
+  define(m, "projected_modality_gate_backward", &mmadapt_projected_modality_gate_backward_cuda,  //
+         field("tokens", &ProjectedBackward::tokens), field("heads", &ProjectedBackward::heads),
+         field("size", &ProjectedBackward::size), field("width", &ProjectedBackward::width),
+         field("runs", &ProjectedBackward::runs), field("dtype", &ProjectedBackward::dtype),
+         field("weight_dtype", &ProjectedBackward::weight_dtype),
+         field("dy", &ProjectedBackward::dy), field("value", &ProjectedBackward::value),
+         field("hidden", &ProjectedBackward::hidden), field("weight", &ProjectedBackward::weight),
+         field("mask", &ProjectedBackward::mask), field("gate", &ProjectedBackward::gate),
+         field("rows", &ProjectedBackward::rows), field("dlogits", &ProjectedBackward::dlogits),
+         field("parts", &ProjectedBackward::parts), field("dvalue", &ProjectedBackward::dvalue),
+         field("dhidden", &ProjectedBackward::dhidden),
+         field("dweight", &ProjectedBackward::dweight),
+         field("stream", &ProjectedBackward::stream));
+}
+
+}  // namespace mmadapt

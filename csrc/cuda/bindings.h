@@ -1,0 +1,94 @@
+// From a launcher in plain C to a Python function.
+//
+//     define(m, "masked_rows", &mmadapt_masked_rows_cuda, field("tokens", &Problem::tokens), ...);
+//
+// The Python function takes the struct's members by position, in that order, or by name: addresses
+// and streams as integers. What fails becomes an exception with all of them.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "mmadapt/cuda.h"
+
+namespace mmadapt {
+
+template <class Problem, class Member>
+struct Field {
+  const char *name;
+  Member Problem::*member;
+};
+
+template <class Problem, class Member>
+Field<Problem, Member> field(const char *name, Member Problem::*member) {
+  return {name, member};
+}
+
+// Type in Python of a member.
+template <class Member>
+using Passed = std::conditional_t<std::is_pointer_v<Member>, uintptr_t, Member>;
+
+template <class Member>
+Member from_python(Passed<Member> value) {
+  if constexpr (std::is_pointer_v<Member>) {
+    return reinterpret_cast<Member>(value);
+  } else {
+    return value;
+  }
+}
+
+template <class Member>
+void describe(std::ostringstream &out, const char *name, Member value) {
+  out << (out.tellp() > 0 ? ", " : "") << name << "=";
+  if constexpr (std::is_pointer_v<Member>) {
+    out << "0x" << std::hex << reinterpret_cast<uintptr_t>(value) << std::dec;
+  } else {
+    out << value;
+  }
+}
+
+// `function`: as Python calls it. `arguments`: names and values.
+[[noreturn]] inline void raise(const char *function, const mmadapt_cuda_status &status,
+                               const std::string &arguments) {
+  std::ostringstream out;
+  out << "mmadapt._C.cuda." << function << ": ";
+  if (status.status != MMADAPT_CUDA_ERROR) {
+    out << status.kernel << "; called with " << arguments;
+    throw pybind11::value_error(out.str());
+  }
+  const auto error = static_cast<cudaError_t>(status.error);
+  out << "CUDA error " << status.error << " (" << cudaGetErrorName(error)
+      << "): " << cudaGetErrorString(error);
+  out << (status.earlier ? "; it was pending before the launch of " : "; at the launch of ");
+  out << status.kernel << " with " << arguments;
+  throw std::runtime_error(out.str());
+}
+
+template <class Problem, class... Members>
+void define(pybind11::module_ &m, const char *name,
+            mmadapt_cuda_status (*launcher)(const Problem *), Field<Problem, Members>... fields) {
+  m.def(
+      name,
+      [=](Passed<Members>... values) {
+        Problem problem = {};
+        ((problem.*fields.member = from_python<Members>(values)), ...);
+        mmadapt_cuda_status status;
+        {
+          pybind11::gil_scoped_release release;
+          status = launcher(&problem);
+        }
+        if (status.status != MMADAPT_OK) {
+          std::ostringstream arguments;
+          (describe(arguments, fields.name, problem.*fields.member), ...);
+          raise(name, status, arguments.str());
+        }
+      },
+      pybind11::arg(fields.name)...);
+}
+
+}  // namespace mmadapt

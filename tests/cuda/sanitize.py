@@ -1,0 +1,192 @@
+r"""Every operator of the CUDA backend on a few shapes, forward and backward, against the reference.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python -m tests.cuda.sanitize [OPERATOR...]
+
+and likewise racecheck, initcheck and synccheck (`make sanitize` runs all four). Shapes are small,
+since the sanitizer slows kernels down a hundredfold, and ragged, since that is where kernels read
+past an end: none a multiple of a tile, tails of one row, one token, no masked token. Exit status 1
+if a result is off; a shape that a backend refuses is named. Without a GPU: says so, exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mmadapt.ops import (
+    BackendError,
+    backends,
+    cp_linear,
+    modality_gate,
+    projected_modality_gate,
+    swiglu_adapter,
+)
+
+DEVICE = "cuda"
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+DTYPES = [(BF16, BF16), (BF16, FP32), (FP16, FP16), (FP32, FP32)]
+TOLERANCE = {BF16: 2**-6, FP16: 2**-8, FP32: 1e-4}
+"""Of the relative error. This looks for faults of memory; the tests for those of numbers."""
+
+Call = Callable[..., Tensor]
+Problem = tuple[str, list[Tensor], Call]  # label, leaves, (leaves, backend) -> y
+
+
+def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+    return (torch.randn(shape, device=DEVICE) / max(shape[-1], 1) ** 0.5).to(dtype)
+
+
+def activations(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def gates() -> Iterator[Problem]:
+    shapes = [(1, 1, 1), (37, 3, 5), (300, 4, 64), (65, 33, 16), (40, 2, 520)]
+    for (tokens, heads, size), (dtype, wide), inplace, share in itertools.product(
+        shapes, DTYPES, (False, True), (0.0, 0.4)
+    ):
+        mask = torch.rand(tokens, device=DEVICE) < share
+        value = activations(tokens, heads, size, dtype=dtype)
+        for per_token in (False, True):
+            logits = draw(*(tokens, heads) if per_token else (heads,), dtype=wide)
+
+            def call(value, logits, backend, mask=mask, inplace=inplace):
+                value = value * 1 if inplace else value
+                return modality_gate(value, logits, mask, inplace=inplace, backend=backend)
+
+            label = f"{tokens}x{heads}x{size} {dtype} {wide} inplace={inplace} masked={share}"
+            yield f"{label} per_token={per_token}", [value, logits], call
+
+
+def projected_gates() -> Iterator[Problem]:
+    shapes = [(1, 1, 1, 1), (37, 3, 5, 20), (300, 4, 64, 264), (65, 33, 16, 320), (50, 70, 8, 70)]
+    for (tokens, heads, size, width), (dtype, wide), inplace, share in itertools.product(
+        shapes, DTYPES, (False, True), (0.0, 0.4)
+    ):
+        mask = torch.rand(tokens, device=DEVICE) < share
+        value = activations(tokens, heads, size, dtype=dtype)
+        hidden = activations(tokens, width, dtype=dtype)
+
+        def call(value, hidden, weight, backend, mask=mask, inplace=inplace):
+            value = value * 1 if inplace else value
+            return projected_modality_gate(
+                value, hidden, weight, mask, inplace=inplace, backend=backend
+            )
+
+        label = f"{tokens}x{heads}x{size} width={width} {dtype} {wide} inplace={inplace}"
+        leaves = [value, hidden, draw(heads, width, dtype=wide)]
+        yield f"{label} masked={share}", leaves, call
+
+
+def adapters() -> Iterator[Problem]:
+    shapes = [(1, 64, 16), (65, 256, 32), (193, 1032, 64), (130, 512, 128)]
+    for (tokens, dim, rank), (dtype, wide), experts, with_norm in itertools.product(
+        shapes, DTYPES, (1, 2), (False, True)
+    ):
+        expert = torch.randint(-1, experts, (tokens,), device=DEVICE) if experts > 1 else None
+        leaves = [activations(tokens, dim, dtype=dtype)]
+        leaves += [draw(experts, rank, dim, dtype=wide), draw(experts, rank, dim, dtype=wide)]
+        leaves += [draw(experts, dim, rank, dtype=wide)]
+        if with_norm:
+            leaves.append(1 + 0.1 * draw(dim, dtype=wide))
+
+        def call(x, gate, down, up, *norm_and_backend, expert=expert):
+            *norm, backend = norm_and_backend
+            settings = {"norm": (norm[0], 1e-5), "residual": "norm"} if norm else {}
+            return swiglu_adapter(x, gate, down, up, expert=expert, backend=backend, **settings)
+
+        yield (
+            f"{tokens}x{dim}x{rank} {dtype} {wide} experts={experts} norm={with_norm}",
+            leaves,
+            call,
+        )
+
+
+def cp_linears() -> Iterator[Problem]:
+    shapes = [(1, 64, 64, 16), (65, 256, 192, 32), (193, 1032, 520, 64)]
+    for (tokens, dim, out, rank), (dtype, wide), dense in itertools.product(
+        shapes, DTYPES, (False, True)
+    ):
+        weight, bias = draw(out, dim, dtype=dtype), draw(out, dtype=dtype)
+        leaves = [activations(tokens, dim, dtype=dtype), draw(rank, dim, dtype=wide)]
+        leaves += [draw(out, rank, dtype=wide), draw(*[rank] * (1 + dense), dtype=wide)]
+
+        def call(x, factor_in, factor_out, mode, backend, weight=weight, bias=bias):
+            return cp_linear(x, weight, bias, factor_in, factor_out, mode, backend=backend)
+
+        yield f"{tokens}x{dim}x{out}x{rank} {dtype} {wide} dense={dense}", leaves, call
+
+
+PROBLEMS = {
+    "modality_gate": gates,
+    "projected_modality_gate": projected_gates,
+    "swiglu_adapter": adapters,
+    "cp_linear": cp_linears,
+}
+
+
+def results(call: Call, leaves: list[Tensor], dy: Tensor | None, backend: str) -> list[Tensor]:
+    """Output and every gradient."""
+    fresh = [t.detach().clone().requires_grad_() for t in leaves]
+    y = call(*fresh, backend)
+    return [y.detach(), *torch.autograd.grad(y, fresh, torch.ones_like(y) if dy is None else dy)]
+
+
+def off(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    error = (actual.float() - expected.float()).norm()
+    return not bool(error <= tolerance * expected.float().norm() + 1e-6)
+
+
+def run(op: str) -> tuple[int, int, list[str]]:
+    """How many problems ran, how many were refused, and what was off."""
+    ran, refused, faults = 0, 0, []
+    for label, leaves, call in PROBLEMS[op]():
+        dy = None if "cp" in op else activations(*leaves[0].shape, dtype=leaves[0].dtype)
+        try:
+            actual = results(call, leaves, dy, "cuda")
+        except BackendError as error:
+            print(f"{op} {label}: refused: {error}")
+            refused += 1
+            continue
+        expected = results(call, leaves, dy, "reference")
+        for index, pair in enumerate(zip(actual, expected, strict=True)):
+            if off(*pair, TOLERANCE[leaves[0].dtype]):
+                faults.append(
+                    f"{op} {label}: {'output' if index == 0 else f'gradient {index - 1}'}"
+                )
+        ran += 1
+    return ran, refused, faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("operators", nargs="*", choices=[*PROBLEMS, []], default=[])
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("there is no GPU here")
+        return 2
+    torch.manual_seed(0)
+    faults = []
+    for op in arguments.operators or PROBLEMS:
+        reason = backends(op).get("cuda", "there is none")
+        if reason is not None:
+            print(f"{op}: no cuda backend: {reason}")
+            continue
+        ran, refused, wrong = run(op)
+        print(f"{op}: {ran} problems ran, {refused} refused, {len(wrong)} results off")
+        faults += wrong
+    for line in faults:
+        print(f"OFF {line}")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
