@@ -4,13 +4,61 @@
 
 #include "mmadapt/masked_rows.h"
 #include "mmadapt/modality_gate.h"
+#include "mmadapt/swiglu_adapter_cuda.h"
 
 namespace py = pybind11;
 
 namespace mmadapt {
+namespace {
+
+#ifdef MMADAPT_HAVE_SM90
+// The members of `Call::problem`, which every call has, and then `own`.
+template <class Call, class... Own>
+void define_adapter(py::module_ &m, const char *name, mmadapt_cuda_status (*launcher)(const Call *),
+                    Own... own) {
+  using Problem = mmadapt_swiglu_adapter_sm90;
+  const auto shared = [](const char *field_name, auto Problem::*member) {
+    return nested(field_name, &Call::problem, member);
+  };
+  define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
+         shared("rank", &Problem::rank), shared("experts", &Problem::experts),
+         shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
+         shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
+         shared("residual", &Problem::residual), shared("scale", &Problem::scale),
+         shared("eps", &Problem::eps), shared("cluster", &Problem::cluster),
+         shared("x", &Problem::x), shared("gate", &Problem::gate), shared("down", &Problem::down),
+         shared("up", &Problem::up), shared("expert", &Problem::expert),
+         shared("norm_weight", &Problem::norm_weight), shared("stream", &Problem::stream), own...);
+}
+
+void define_adapters(py::module_ &m) {
+  using Forward = mmadapt_swiglu_adapter_forward_sm90;
+  define_adapter(m, "swiglu_adapter_forward", &mmadapt_swiglu_adapter_forward_cuda,
+                 field("y", &Forward::y), field("zg", &Forward::zg), field("zd", &Forward::zd),
+                 field("rstd", &Forward::rstd));
+  using Dx = mmadapt_swiglu_adapter_dx_sm90;
+  define_adapter(m, "swiglu_adapter_dx", &mmadapt_swiglu_adapter_dx_cuda, field("dy", &Dx::dy),
+                 field("zg", &Dx::zg), field("zd", &Dx::zd), field("rstd", &Dx::rstd),
+                 field("dx", &Dx::dx), field("dz", &Dx::dz), field("h", &Dx::h),
+                 field("dz_experts", &Dx::dz_experts), field("h_experts", &Dx::h_experts));
+  m.def(
+      "swiglu_adapter_plan",
+      [](int dim, int rank, int experts, int up_experts, bool norm, bool backward) {
+        const auto p = mmadapt_swiglu_adapter_plan_sm90(dim, rank, experts, up_experts, norm, backward);
+        return py::make_tuple(p.cluster, p.columns, p.warpgroups, p.buffers, p.shared_bytes);
+      },
+      "(cluster, columns, warpgroups, buffers, shared bytes); cluster 0: does not fit.");
+}
+#endif
+
+}  // namespace
 
 void register_cuda(py::module_ &parent) {
   py::module_ m = parent.def_submodule("cuda", "CUDA kernels of mmadapt: they queue and return.");
+
+#ifdef MMADAPT_HAVE_SM90
+  define_adapters(m);
+#endif
 
   using MaskedRows = mmadapt_masked_rows;
   define(m, "masked_rows", &mmadapt_masked_rows_cuda,  //

@@ -20,13 +20,31 @@ namespace mmadapt {
 
 template <class Problem, class Member>
 struct Field {
+  using Type = Member;
   const char *name;
   Member Problem::*member;
+  Member &of(Problem &problem) const { return problem.*member; }
 };
 
 template <class Problem, class Member>
 Field<Problem, Member> field(const char *name, Member Problem::*member) {
   return {name, member};
+}
+
+// A member of a struct inside the problem.
+template <class Problem, class Inner, class Member>
+struct NestedField {
+  using Type = Member;
+  const char *name;
+  Inner Problem::*inner;
+  Member Inner::*member;
+  Member &of(Problem &problem) const { return problem.*inner.*member; }
+};
+
+template <class Problem, class Inner, class Member>
+NestedField<Problem, Inner, Member> nested(const char *name, Inner Problem::*inner,
+                                           Member Inner::*member) {
+  return {name, inner, member};
 }
 
 // Type in Python of a member.
@@ -69,14 +87,14 @@ void describe(std::ostringstream &out, const char *name, Member value) {
   throw std::runtime_error(out.str());
 }
 
-template <class Problem, class... Members>
+template <class Problem, class... Fields>
 void define(pybind11::module_ &m, const char *name,
-            mmadapt_cuda_status (*launcher)(const Problem *), Field<Problem, Members>... fields) {
+            mmadapt_cuda_status (*launcher)(const Problem *), Fields... fields) {
   m.def(
       name,
-      [=](Passed<Members>... values) {
+      [=](Passed<typename Fields::Type>... values) {
         Problem problem = {};
-        ((problem.*fields.member = from_python<Members>(values)), ...);
+        ((fields.of(problem) = from_python<typename Fields::Type>(values)), ...);
         mmadapt_cuda_status status;
         {
           pybind11::gil_scoped_release release;
@@ -84,7 +102,7 @@ void define(pybind11::module_ &m, const char *name,
         }
         if (status.status != MMADAPT_OK) {
           std::ostringstream arguments;
-          (describe(arguments, fields.name, problem.*fields.member), ...);
+          (describe(arguments, fields.name, fields.of(problem)), ...);
           raise(name, status, arguments.str());
         }
       },

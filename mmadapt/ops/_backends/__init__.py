@@ -20,6 +20,7 @@ _CUDA = "mmadapt.ops._backends.cuda"
 _REGISTRY: dict[str, dict[str, str]] = {
     "swiglu_adapter": {
         "cpu": "mmadapt.ops._backends.cpu",
+        "cuda": f"{_CUDA}.swiglu_adapter",
         "triton": f"{_TRITON}.swiglu_adapter",
         "reference": f"{_REFERENCE}.swiglu_adapter",
     },

@@ -90,16 +90,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false."""
     gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
-    dx, dgate, ddown, dup, dnorm = gradients
+    dx = gradients[0]
     if x.numel() == 0:
         for gradient in gradients:
             gradient.zero_()
         return gradients
-    through_z = needs[1] or needs[2] or (norm_weight is not None and needs[4])
-    experts, rank = gate.shape[:2]
-    widths = [rank * (n if padded_experts(n, rank) else 1) for n in (experts, up.shape[0])]
-    dz = x.new_empty(2, x.shape[0], widths[0]) if through_z else x.new_empty(0)
-    h = x.new_empty(x.shape[0], widths[1]) if needs[3] else x.new_empty(0)
+    dz, h = for_weights(x, gate, up, norm_weight, needs)
     precision = dot_precision(x.dtype)
     with on_device(x):
         gate_n, down_n, up_n = _packed(x, gate, down, up, norm_weight)
@@ -107,16 +103,52 @@ def backward(
             dy, x, gate_n, down_n, up_n, expert, norm_weight, (zg, zd, rstd), residual, scale,
             dx, dz, h, _tiles("backward", x, gate), precision,
         )  # fmt: skip
-        settings = _tiles("weights", x, gate)
-        if through_z:
-            norm = None if norm_weight is None else (norm_weight, rstd, dy)
-            launch_gate_down(
-                x, dz, gate, down, expert, norm, dgate, ddown, dnorm, settings, precision,
-                residual == "norm",
-            )  # fmt: skip
-        if needs[3]:
-            launch_up(dy, h, expert, dup, settings, precision)
+        weight_gradients(
+            dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
+        )
     return gradients
+
+
+def for_weights(
+    x: Tensor, gate: Tensor, up: Tensor, norm_weight: Tensor | None, needs: tuple[bool, ...]
+) -> tuple[Tensor, Tensor]:
+    """dz ``[2, T, .]`` (of gate and down, times rstd) and h ``[T, .]`` (times scale), not filled.
+
+    What the pass over dx leaves for `weight_gradients`; of size 0 where nobody needs it. The last
+    dimension is m, or where all experts fit side by side m for each of them.
+    """
+    through_z = needs[1] or needs[2] or (norm_weight is not None and needs[4])
+    experts, rank = gate.shape[:2]
+    widths = [rank * (n if padded_experts(n, rank) else 1) for n in (experts, up.shape[0])]
+    dz = x.new_empty(2, x.shape[0], widths[0]) if through_z else x.new_empty(0)
+    return dz, x.new_empty(x.shape[0], widths[1]) if needs[3] else x.new_empty(0)
+
+
+def weight_gradients(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    rstd: Tensor,
+    residual: str,
+    dz: Tensor,
+    h: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    needs: tuple[bool, ...],
+) -> None:
+    """Fill dgate, ddown, dup and dnorm from dz and h (`for_weights`)."""
+    _, dgate, ddown, dup, dnorm = gradients
+    settings, precision = _tiles("weights", x, gate), dot_precision(x.dtype)
+    if dz.numel():
+        norm = None if norm_weight is None else (norm_weight, rstd, dy)
+        launch_gate_down(
+            x, dz, gate, down, expert, norm, dgate, ddown, dnorm, settings, precision,
+            residual == "norm",
+        )  # fmt: skip
+    if needs[3]:
+        launch_up(dy, h, expert, dup, settings, precision)
 
 
 def _packed(

@@ -1,0 +1,62 @@
+// CUDA for Hopper: the SwiGLU adapter of swiglu_adapter.h, forward and the gradient of x.
+//
+// Activations are bf16 or fp16, weights of the same type or fp32; dim and rank are multiples of 8, rank at
+// most 128, arrays start at multiples of 16 bytes. What else has to fit: mmadapt_swiglu_adapter_plan_sm90.
+#ifndef MMADAPT_SWIGLU_ADAPTER_CUDA_H
+#define MMADAPT_SWIGLU_ADAPTER_CUDA_H
+
+#include "mmadapt/cuda.h"
+#include "mmadapt/swiglu_adapter.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+  int64_t tokens;
+  int32_t dim, rank;
+  int32_t experts, up_experts;              // gate, down: [experts, rank, dim]; up: [up_experts, dim, rank]
+  int32_t dtype, weight_dtype, norm_dtype;  // mmadapt_dtype
+  int32_t residual;                         // mmadapt_residual
+  float scale, eps;
+  int32_t cluster;  // blocks that share a tile: 1, 2, 4, 8, 16; 0: the plan's choice
+  const void *x;    // [tokens, dim]
+  const void *gate, *down, *up;
+  const int32_t *expert;    // [tokens], -1..experts-1; null: all rows expert 0
+  const void *norm_weight;  // [dim]; null: no norm
+  void *stream;
+} mmadapt_swiglu_adapter_sm90;
+
+typedef struct {
+  mmadapt_swiglu_adapter_sm90 problem;
+  void *y;        // [tokens, dim]
+  void *zg, *zd;  // [tokens, rank]: gate n and down n, 0 where expert is -1
+  float *rstd;    // [tokens]; unused without norm
+} mmadapt_swiglu_adapter_forward_sm90;
+
+typedef struct {
+  mmadapt_swiglu_adapter_sm90 problem;
+  const void *dy;       // [tokens, dim]
+  const void *zg, *zd;  // as saved by forward
+  const float *rstd;
+  void *dx;  // [tokens, dim]
+  // For the weights' gradients, null where not needed; zeros outside a token's own expert.
+  void *dz;  // [2, tokens, dz_experts, rank]: gate's and down's, times rstd
+  void *h;   // [tokens, h_experts, rank], times scale
+  int32_t dz_experts, h_experts;
+} mmadapt_swiglu_adapter_dx_sm90;
+
+typedef struct {
+  int32_t cluster, columns, warpgroups, buffers, shared_bytes;  // cluster 0: does not fit
+} mmadapt_swiglu_adapter_plan;
+
+mmadapt_swiglu_adapter_plan mmadapt_swiglu_adapter_plan_sm90(int32_t dim, int32_t rank,
+                                                             int32_t experts, int32_t up_experts,
+                                                             int32_t norm, int32_t backward);
+mmadapt_cuda_status mmadapt_swiglu_adapter_forward_cuda(const mmadapt_swiglu_adapter_forward_sm90 *p);
+mmadapt_cuda_status mmadapt_swiglu_adapter_dx_cuda(const mmadapt_swiglu_adapter_dx_sm90 *p);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,148 @@
+"""`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter_sm90.cu).
+
+Forward and the gradient of x. The weights' gradients come from what the latter leaves behind, by
+the Triton kernels; so does a backward in which x needs no gradient.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outputs
+from mmadapt.ops._backends.cuda._launch import (
+    DTYPES,
+    address,
+    extension,
+    on_device,
+    stream,
+    unsupported_device,
+)
+from mmadapt.ops._backends.triton import swiglu_adapter as triton_backend
+
+_C = extension()
+if not hasattr(_C.cuda, "swiglu_adapter_forward"):
+    raise ImportError("mmadapt._C was built without sm_90a")
+
+MAX_RANK = 128
+MULTIPLE = 8
+"""dim and rank: rows start at multiples of 16 bytes."""
+
+RESIDUALS = {"none": 0, "input": 1, "norm": 2}  # mmadapt_residual
+
+
+def unsupported(
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+) -> str | None:
+    """The constraint that rules this backend out, or None."""
+    reason = unsupported_device("x", x, (torch.bfloat16, torch.float16), hopper=True)
+    if reason is not None:
+        return reason
+    if (reason := triton_backend.unsupported(x, gate, down, up, expert, norm_weight)) is not None:
+        return reason  # it makes the weights' gradients
+    experts, rank, dim = gate.shape
+    for name, size in (("dim", dim), ("rank", rank)):
+        if size % MULTIPLE != 0:
+            return f"{name} {size} is not a multiple of {MULTIPLE}"
+    if rank > MAX_RANK:
+        return f"rank {rank} is larger than {MAX_RANK}"
+    if x.shape[0] >= 2**31 - 64:
+        return f"x has {x.shape[0]} rows, too many"
+    if not _fits(dim, rank, experts, up.shape[0], norm_weight is not None):
+        return (
+            f"the weights of {experts} experts at dim {dim}, rank {rank} do not fit into the "
+            "shared memory of 16 blocks"
+        )
+    return None
+
+
+@functools.cache
+def _fits(dim: int, rank: int, experts: int, ups: int, norm: bool) -> bool:
+    """Whether forward and backward have a plan: (cluster, ...), cluster 0 where there is none."""
+    plan = _C.cuda.swiglu_adapter_plan
+    return all(plan(dim, rank, experts, ups, norm, backward)[0] > 0 for backward in (False, True))
+
+
+def forward(
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    residual: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y [T, d], zg [T, m], zd [T, m], rstd [T] or [0]; see the reference backend."""
+    outputs = swiglu_adapter_outputs(x, gate, norm_weight)
+    if x.numel() == 0:
+        return outputs
+    with on_device(x):
+        _C.cuda.swiglu_adapter_forward(
+            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
+            *map(address, outputs),
+        )
+    return outputs
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    zg: Tensor,
+    zd: Tensor,
+    rstd: Tensor,
+    residual: str,
+    scale: float,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false."""
+    if not needs[0] or x.numel() == 0:
+        return triton_backend.backward(
+            dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale, needs
+        )
+    gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
+    dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
+    rank = gate.shape[1]
+    with on_device(x):
+        _C.cuda.swiglu_adapter_dx(
+            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
+            *map(address, (dy, zg, zd, rstd, gradients[0], dz, h)),
+            dz.shape[-1] // rank, h.shape[-1] // rank,
+        )  # fmt: skip
+        triton_backend.weight_gradients(
+            dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
+        )
+    return gradients
+
+
+def _problem(
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    up: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    residual: str,
+    scale: float,
+) -> tuple[int | float, ...]:
+    """What forward and backward share, in the order of mmadapt_swiglu_adapter_sm90."""
+    experts, rank, dim = gate.shape
+    norm_dtype = x.dtype if norm_weight is None else norm_weight.dtype
+    return (
+        x.shape[0], dim, rank, experts, up.shape[0],
+        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], RESIDUALS[residual], scale, eps, 0,
+        *map(address, (x, gate, down, up, expert, norm_weight)), stream(x),
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""The CUDA backend of swiglu_adapter: its plan anywhere, its numbers on a Hopper GPU."""
+
+import pytest
+import torch
+
+from mmadapt.ops._backends import load
+from tests.ops.swiglu_cases import problem, run, run_exact, run_formula
+
+backend = load("mmadapt.ops._backends.cuda.swiglu_adapter")
+if isinstance(backend, str):
+    pytest.skip(backend, allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("poison_new_buffers")
+
+SHARED_LIMIT = 232448
+HALF, FLOAT16 = (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)
+MIXED = (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("experts", [1, 2, 4])
+def test_plan_covers_the_columns_and_fits(experts, norm, backward):
+    planned = 0
+    for dim in (8, 64, 136, 768, 1032, 1152, 2048, 4096, 5120, 8192):
+        for rank in (8, 16, 32, 64, 128):
+            cluster, columns, warpgroups, buffers, shared = backend._C.cuda.swiglu_adapter_plan(
+                dim, rank, experts, experts, norm, backward
+            )
+            if cluster == 0:
+                continue
+            planned += 1
+            assert cluster in (1, 2, 4, 8, 16)
+            assert columns % 64 == 0
+            assert columns * (cluster - 1) < dim <= columns * cluster  # no block without columns
+            assert warpgroups >= 1 and buffers >= 1
+            assert shared <= SHARED_LIMIT
+    assert planned >= 15
+
+
+@pytest.mark.parametrize("rank", [32, 64])
+@pytest.mark.parametrize("dim", [2048, 4096])
+def test_the_usual_sizes_have_a_plan(dim, rank):
+    assert backend._fits(dim, rank, 1, 1, True)
+
+
+def test_a_size_that_does_not_fit_is_refused():
+    assert not backend._fits(4096, 128, 1, 1, False)
+    assert not backend._fits(8192, 64, 4, 4, False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="launches on a GPU")
+def test_a_launch_without_a_gpu_names_its_arguments():
+    sizes = (10, 256, 32, 1, 1, 1, 1, 1, 1, 1.0, 0.0, 0)
+    with pytest.raises(
+        RuntimeError, match=r"CUDA error .*swiglu_adapter_kernel with tokens=10, dim=256"
+    ):
+        backend._C.cuda.swiglu_adapter_forward(*sizes, *[0] * 7, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "text"),
+    [
+        (0, 0, "tokens: out of range"),
+        (1, 100, "dim: expected a multiple of 8"),
+        (2, 136, "rank: "),
+        (4, 3, "up_experts: "),
+        (5, 0, "dtype: expected bf16 or fp16"),
+        (11, 3, "cluster: "),
+    ],
+)
+def test_bad_arguments_are_named_before_the_launch(index, value, text):
+    sizes = [10, 256, 32, 1, 1, 1, 1, 1, 1, 1.0, 0.0, 0]
+    sizes[index] = value
+    with pytest.raises(ValueError, match=text):
+        backend._C.cuda.swiglu_adapter_forward(*sizes, *[0] * 7, 0, 0, 0, 0)
+
+
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def gpu(*cases):
+    return [pytest.param(*case, marks=on_gpu) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dim", "rank", "experts", "shared", "norm", "residual", "dtypes"),
+    gpu(
+        (1, 64, 32, 1, False, False, "input", HALF),
+        (199, 136, 16, 1, False, True, "norm", HALF),
+        (300, 1032, 64, 1, False, True, "input", MIXED),
+        (300, 768, 8, 2, False, False, "input", HALF),
+        (300, 768, 32, 3, True, True, "norm", MIXED),
+        (300, 512, 64, 2, False, True, "none", FLOAT16),
+        (300, 512, 128, 1, False, False, "none", HALF),
+        (300, 512, 128, 2, False, True, "norm", MIXED),
+        (8192, 1152, 32, 1, False, False, "input", HALF),
+        (2048, 4096, 32, 2, False, True, "norm", HALF),
+        (2048, 4096, 64, 1, False, True, "input", MIXED),
+        (4100, 2048, 64, 1, False, False, "input", FLOAT16),
+        (1000, 8192, 32, 1, False, False, "input", HALF),
+    ),
+)
+def test_error_rule(
+    assert_as_good_as_eager, tokens, dim, rank, experts, shared, norm, residual, dtypes
+):
+    args = problem(
+        tokens, dim, rank, experts, shared=shared, norm=norm, dtypes=dtypes, device="cuda", runs=7
+    )
+    assert backend.unsupported(*args[:6]) is None
+    ours, eager = run(backend, *args, residual), run_formula(args[0].dtype, *args, residual)
+    for actual, same, exact in zip(ours, eager, run_exact(*args, residual), strict=True):
+        assert_as_good_as_eager(actual, same, exact)
+
+
+@pytest.mark.parametrize("cluster", gpu((1,), (2,), (4,), (8,)))
+def test_any_cluster_gives_the_same_result(cluster, monkeypatch):
+    args = problem(100, 512, 32, 2, norm=True, dtypes=HALF, device="cuda")
+    expected = run(backend, *args, "norm")
+    choose = backend._problem
+
+    def forced(*operands):
+        problem = list(choose(*operands))
+        assert problem[11] == 0
+        problem[11] = cluster
+        return tuple(problem)
+
+    monkeypatch.setattr(backend, "_problem", forced)
+    for actual, same in zip(run(backend, *args, "norm"), expected, strict=True):
+        torch.testing.assert_close(actual, same, rtol=2**-6, atol=2**-7)
+
+
+@pytest.mark.parametrize("norm", gpu((False,), (True,)))
+def test_reruns_are_bit_equal(norm):
+    args = problem(3000, 2048, 32, 2, norm=norm, dtypes=HALF, device="cuda", runs=40)
+    first = run(backend, *args, "input")
+    for _ in range(10):
+        again = run(backend, *args, "input")
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("shared", gpu((False,), (True,)))
+def test_tokens_without_expert_are_the_base_bitwise(shared):
+    x, gate, down, up, _, _, dy = problem(70, 256, 8, 2, shared=shared, dtypes=HALF, device="cuda")
+    gate[0, 0, 0] = down[1, 0, 0] = up[0, 0, 0] = float("inf")  # weights nobody asked for
+    nobody = torch.full((70,), -1, dtype=torch.int32, device="cuda")
+    y, dx, *grads = run(backend, x, gate, down, up, nobody, None, dy, "input")
+    assert torch.equal(y, x) and torch.equal(dx, dy)
+    assert all(not g.any() for g in grads)
+
+
+@pytest.mark.parametrize(
+    "needs", gpu(((True, False, False, False, False),), ((False,) + (True,) * 4,))
+)
+def test_only_what_is_needed(needs):
+    args = problem(100, 256, 32, 2, norm=True, dtypes=HALF, device="cuda")
+    full, part = run(backend, *args, "norm"), run(backend, *args, "norm", needs=needs)
+    for wanted, ours, whole in zip(needs, part[1:], full[1:], strict=True):
+        assert (ours.numel() > 0) == wanted
+        if wanted:
+            torch.testing.assert_close(ours, whole, rtol=2**-6, atol=2**-7)
