@@ -7,16 +7,15 @@
 
 namespace mmadapt {
 
-using TensorMapEncode = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                            const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
-                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                            CUtensorMapFloatOOBfill);
-
+using TensorMapEncode = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                     const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                     const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 // Tiles of `columns` x `rows` of a [total_rows, total_columns] matrix. Rows of a tile are stored 128 bytes
 // apart with the 128-byte swizzle, so `columns` is 64. What lies outside reads as 0 and is not written.
-inline cudaError_t row_tiles(CUtensorMap *map, const void *matrix, int64_t total_rows, int64_t total_columns,
-                      int columns, int rows) {
+inline cudaError_t row_tiles(CUtensorMap *map, const void *matrix, int64_t total_rows,
+                             int64_t total_columns, int columns, int rows) {
   static TensorMapEncode encode = nullptr;
   static const cudaError_t found = driver_function("cuTensorMapEncodeTiled", 12000, &encode);
   if (found != cudaSuccess) return found;
