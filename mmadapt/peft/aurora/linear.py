@@ -105,7 +105,7 @@ class AuroraLinear(AuroraLayer):
         if self.merged or not names:
             return self.base_layer(x, *args, **kwargs)
         first, *others = names
-        z = projection_of(x, first, self.shared.factors)
+        z = self._projection(x, first)
         if z is not None or not self.can_fuse(x, first):
             y = add_update(self, self.base_layer(x, *args, **kwargs), x, first, z)
         elif others or self.siblings is None:
@@ -113,8 +113,11 @@ class AuroraLinear(AuroraLayer):
         else:
             y = self.siblings.run(self, x, first)
         for name in others:
-            y = add_update(self, y, x, name, projection_of(x, name, self.shared.factors))
+            y = add_update(self, y, x, name, self._projection(x, name))
         return y
+
+    def _projection(self, x: Tensor, adapter: str) -> Tensor | None:
+        return projection_of(x, adapter, self.shared.factors, training=self.training)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update as a matrix ``[out, in]``, in fp32, or fp64 where the base layer is."""
