@@ -52,7 +52,6 @@ class AuroraLinear(AuroraLayer):
         return width_in, width_out
 
     def new_parameters(self, config: AuroraConfig) -> dict[str, nn.Parameter]:
-        self._check_layout(config)
         bound = math.sqrt(6.0 / (config.rank + self.site.fan))
         mode = torch.empty(self.site.chunks, config.rank).uniform_(-bound, bound)
         return {MODE: nn.Parameter(mode)}
@@ -174,21 +173,6 @@ class AuroraLinear(AuroraLayer):
         exact = self._before_merge.to(updates) + updates
         return ((weight.to(exact) - exact).norm() / updates.norm().clamp_min(1e-30)).item()
 
-    def _check_layout(self, config: AuroraConfig) -> None:
-        site, base = self.site, self.get_base_layer()
-        if site.chunks == 0:
-            raise ValueError(
-                f"{self.path} maps {base.in_features} to {base.out_features} features: Aurora cuts "
-                "an FFN into square weights, so one must be a multiple of the other; leave "
-                "'vit_mlp' out of AuroraConfig.components"
-            )
-        ffn = site.kind in ("up", "down") and site.chunks > 1
-        if ffn and config.layout == "released" and config.rank % site.chunks:
-            raise ValueError(
-                f"AuroraConfig.rank={config.rank} is not divisible by {site.chunks}, which the "
-                f"released layout of {self.path} needs; use mlp_layout='clean'"
-            )
-
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
@@ -201,3 +185,19 @@ class AuroraLinear(AuroraLayer):
 
     def _first(self, adapter: str) -> "AuroraLinear":
         return next(layer for layer in self.shared.layers if layer.has(adapter))
+
+
+def check_layout(path: str, base: nn.Linear, site: Site, config: AuroraConfig) -> None:
+    """Raise ValueError unless the weight can be cut into square ones as `config` asks."""
+    if site.chunks == 0:
+        raise ValueError(
+            f"{path} maps {base.in_features} to {base.out_features} features: Aurora cuts an FFN "
+            "into square weights, so one must be a multiple of the other; leave 'vit_mlp' out of "
+            "AuroraConfig.components"
+        )
+    is_ffn = site.kind in ("up", "down") and site.chunks > 1
+    if is_ffn and config.layout == "released" and config.rank % site.chunks:
+        raise ValueError(
+            f"AuroraConfig.rank={config.rank} is not divisible by {site.chunks}, which the "
+            f"released layout of {path} needs; use mlp_layout='clean'"
+        )
