@@ -195,9 +195,9 @@ class AuroraModel(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: AuroraConfig, key: str) -> Any:
         site, layers = self._sites.get(key), peft_config.layers_to_transform
-        if site is not None and peft_config.components is not None:
-            if site.component not in peft_config.components:
-                return False
+        components = peft_config.components
+        if site is not None and components is not None and site.component not in components:
+            return False
         if site is not None and site.kind == "query_transform":
             # With target_modules, in layers of which these name a part.
             where = key.rpartition("output")[0]
@@ -276,6 +276,6 @@ def _tensors(output: Any) -> list[torch.Tensor]:
         return [output.double()] if output.is_floating_point() else []
     if isinstance(output, dict):
         output = list(output.values())
-    return (
-        [t for part in output for t in _tensors(part)] if isinstance(output, list | tuple) else []
-    )
+    if not isinstance(output, list | tuple):
+        return []
+    return [tensor for part in output for tensor in _tensors(part)]

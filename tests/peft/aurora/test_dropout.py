@@ -72,6 +72,10 @@ def in_plain_torch(layer, x, keep):
     return layer.base_layer(x) + torch.cat([core @ v.t() for core in cores], dim=-1)
 
 
+def in_parts(layer):
+    return lambda x: branch.add_update(layer, layer.base_layer(x), x, "default")
+
+
 @pytest.mark.parametrize(
     "end", ["qkv", "projection", "attention.self.value", "crossattention.self.key"]
 )
@@ -92,10 +96,8 @@ def test_given_masks(tiny, end, operator, monkeypatch):
     )
     leaves = [x, layer.mode_vectors("default"), *layer.shared.factors["default"].parameters()]
     monkeypatch.setenv("MMADAPT_BACKEND", "reference")
-    if operator:
-        found = layer(x)
-    else:
-        found = branch.add_update(layer, layer.base_layer(x), x, "default")
+    run = layer if operator else in_parts(layer)
+    found = run(x)
     expected = in_plain_torch(layer, x, keep)
     assert (found - expected).norm() / expected.norm() <= 2e-6
     dy = torch.randn_like(expected)

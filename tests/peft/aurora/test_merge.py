@@ -52,7 +52,7 @@ def test_merge_and_unload(tiny, core, safe):
 def test_the_query_transformation_cannot_be_merged_away(tiny):
     model, batch = tiny.aurora("retrieval"), tiny.batch("retrieval")
     before = tiny.scores("retrieval", model, batch)
-    with pytest.raises(NotImplementedError, match="query transformation.*merge_adapter"):
+    with pytest.raises(NotImplementedError, match=r"query transformation.*merge_adapter"):
         model.merge_and_unload()
     torch.testing.assert_close(tiny.scores("retrieval", model, batch), before)
 
