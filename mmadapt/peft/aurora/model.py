@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
+from mmadapt.peft.aurora.blip_embeddings import CopyLeaf, text_embeddings
 from mmadapt.peft.aurora.config import AuroraConfig
 from mmadapt.peft.aurora.contraction import Contraction
 from mmadapt.peft.aurora.image_states import ProjectStates
@@ -53,6 +54,9 @@ class AuroraModel(BaseTuner):
             self._hooks = [
                 stack.register_forward_pre_hook(ProjectStates(self._shared), with_kwargs=True)
                 for _, stack in text_stacks(model)
+            ] + [
+                embeddings.register_forward_pre_hook(CopyLeaf(), with_kwargs=True)
+                for embeddings in text_embeddings(model)
             ]
 
     @property
