@@ -107,8 +107,6 @@ class AuroraConfig(PeftConfig):
                 setattr(self, name, set(value))
             elif isinstance(value, str):
                 check_pattern(f"AuroraConfig.{name}", value)
-        if isinstance(self.layers_to_transform, int):
-            self.layers_to_transform = [self.layers_to_transform]
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
                 "AuroraConfig.layers_pattern needs layers_to_transform, the indices in those lists"

@@ -199,6 +199,7 @@ class AuroraModel(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: AuroraConfig, key: str) -> Any:
         site, layers = self._sites.get(key), peft_config.layers_to_transform
+        layers = [layers] if isinstance(layers, int) else layers
         components = peft_config.components
         if site is not None and components is not None and site.component not in components:
             return False
