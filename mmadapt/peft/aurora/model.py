@@ -14,6 +14,7 @@ from torch import nn
 from mmadapt.peft.aurora.blip_embeddings import CopyLeaf, text_embeddings
 from mmadapt.peft.aurora.config import AuroraConfig
 from mmadapt.peft.aurora.contraction import Contraction
+from mmadapt.peft.aurora.explain import AuroraReport, explain_aurora
 from mmadapt.peft.aurora.image_states import ProjectStates
 from mmadapt.peft.aurora.layer import FACTORS, PREFIX, AuroraLayer, Shared
 from mmadapt.peft.aurora.linear import AuroraLinear, check_layout
@@ -68,6 +69,10 @@ class AuroraModel(BaseTuner):
     def contraction(self) -> Contraction:
         """The contracted modes. `clear()` it after changing parameters through `.data`."""
         return self._shared.contraction
+
+    def explain(self, tokens: int = 1024) -> list[AuroraReport]:
+        """`mmadapt.peft.explain` of this model."""
+        return explain_aurora(self.model, tokens)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_name, inference_mode)
