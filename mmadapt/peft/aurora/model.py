@@ -45,6 +45,8 @@ class AuroraModel(BaseTuner):
             self._siblings: dict[tuple, Siblings] = {}
             self._hooks: list[Any] = []
             require_complete_load(self, self.prefix)
+            # Into sharded parameters, whose version counters do not tell when they are gathered.
+            self.register_load_state_dict_post_hook(_forget_contraction)
         config = self.peft_config[adapter_name]
         self._sites = find_sites(model)
         self._check_components(model, config)
@@ -273,6 +275,10 @@ class AuroraModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError("Aurora does not support batches of mixed adapters (adapter_names)")
         yield
+
+
+def _forget_contraction(model: AuroraModel, incompatible_keys: Any) -> None:
+    model.contraction.clear()
 
 
 def _is_half(layer: BaseTunerLayer) -> bool:

@@ -65,7 +65,8 @@ def test_loss_curves_bf16(tiny, monkeypatch):
     assert ((found - expected).abs() / expected).max() <= 1e-2
 
 
-@pytest.mark.parametrize("kind", ["llama", pytest.param("retrieval", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "retrieval"])
 def test_compiled_equals_eager(tiny, kind):
     """In one graph, with the contraction in it."""
     model, batch = tiny.aurora(kind, tiny.base(kind, layers=1)), tiny.batch(kind)
