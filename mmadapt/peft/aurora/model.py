@@ -20,7 +20,14 @@ from mmadapt.peft.aurora.layer import FACTORS, PREFIX, AuroraLayer, Shared
 from mmadapt.peft.aurora.linear import AuroraLinear, check_layout
 from mmadapt.peft.aurora.query_transform import CANNOT_MERGE, AuroraQueryTransform
 from mmadapt.peft.aurora.siblings import Siblings
-from mmadapt.peft.aurora.sites import Site, find_sites, layer_index, linear_of, text_stacks
+from mmadapt.peft.aurora.sites import (
+    Site,
+    default_components,
+    find_sites,
+    layer_index,
+    linear_of,
+    text_stacks,
+)
 from mmadapt.peft.loading import require_complete_load
 
 
@@ -181,6 +188,12 @@ class AuroraModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: AuroraConfig, model_config: Any) -> AuroraConfig:
         return peft_config  # without target_modules the structure of the model decides
 
+    def _components(self, config: AuroraConfig) -> list[str] | None:
+        """The components to adapt; None for all, if `target_modules` says what is adapted."""
+        if config.components is not None or config.target_modules is not None:
+            return config.components
+        return default_components(self._sites)
+
     def _check_components(self, model: nn.Module, config: AuroraConfig) -> None:
         if config.target_modules is not None:
             return
@@ -207,7 +220,7 @@ class AuroraModel(BaseTuner):
     def _check_target_module_exists(self, peft_config: AuroraConfig, key: str) -> Any:
         site, layers = self._sites.get(key), peft_config.layers_to_transform
         layers = [layers] if isinstance(layers, int) else layers
-        components = peft_config.components
+        components = self._components(peft_config)
         if site is not None and components is not None and site.component not in components:
             return False
         if site is not None and site.kind == "query_transform":
