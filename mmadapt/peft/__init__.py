@@ -1,6 +1,9 @@
 """Real PEFT tuners for frozen multimodal models; importing this package registers them."""
 
 from mmadapt.peft._register import register_tuner
+from mmadapt.peft.aurora.config import AURORA, AuroraConfig
+from mmadapt.peft.aurora.model import AuroraModel
+from mmadapt.peft.aurora.released import aurora_from_released, aurora_to_released
 from mmadapt.peft.components import components
 from mmadapt.peft.pill.config import PILL, PillConfig
 from mmadapt.peft.pill.explain import WrapperReport, explain
@@ -11,10 +14,14 @@ from mmadapt.peft.pill.released import from_released, to_released
 from mmadapt.peft.pill.stage import set_stage
 
 __all__ = [
+    "AuroraConfig",
+    "AuroraModel",
     "GateProfile",
     "PillConfig",
     "PillModel",
     "WrapperReport",
+    "aurora_from_released",
+    "aurora_to_released",
     "components",
     "convert_meta_llama",
     "explain",
@@ -24,4 +31,5 @@ __all__ = [
     "to_released",
 ]
 
+register_tuner(AURORA, AuroraConfig, AuroraModel)
 register_tuner(PILL, PillConfig, PillModel)

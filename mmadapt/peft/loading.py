@@ -14,7 +14,8 @@ class _CompleteLoad:
     def __call__(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *ignored: Any
     ) -> None:
-        given = {key[len(prefix) :] for key in state_dict if self.prefix in key}
+        ours = (key for key in state_dict if self.prefix in key and key.startswith(prefix))
+        given = {key[len(prefix) :] for key in ours}
         if not given:
             return
         expected = {key for key in module.state_dict() if self.prefix in key}

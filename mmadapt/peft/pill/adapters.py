@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mmadapt import ops
 from mmadapt.nn import LinearAdapter, ModalityGate, SwiGLUAdapter
+from mmadapt.peft._dtypes import usable
 
 Adapter = SwiGLUAdapter | LinearAdapter
 
@@ -53,7 +54,7 @@ def apply_gate(
 
     With `inplace`, `values` may be overwritten (`mmadapt.ops.modality_gate` says when).
     """
-    weight = _usable(gate.gate, values.dtype)
+    weight = usable(gate.gate, values.dtype)
     if gate.kind == "static":
         return ops.modality_gate(values, weight, mask, inplace=inplace)
     hidden = hidden.to(values.dtype)
@@ -77,10 +78,4 @@ def stacked(adapters: Sequence[SwiGLUAdapter], dtype: torch.dtype) -> tuple[Tens
 
 def _stack(adapters: Sequence[Adapter], name: str, dtype: torch.dtype) -> Tensor:
     weights = torch.stack([getattr(adapter, name) for adapter in adapters])
-    return _usable(weights, dtype)
-
-
-def _usable(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` as the ops take it: fp32 beside half-precision activations, else their dtype."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return weight if half and weight.dtype == torch.float32 else weight.to(dtype)
+    return usable(weights, dtype)

@@ -1,12 +1,12 @@
 """Configuration of the PILL tuner."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
 from mmadapt.peft._register import peft_type
+from mmadapt.peft.options import check_pattern
 
 PILL = "MMADAPT_PILL"
 
@@ -93,15 +93,6 @@ class PillConfig(PeftConfig):
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
             elif isinstance(value, str):
-                _check_pattern(name, value)
+                check_pattern(f"PillConfig.{name}", value)
         if isinstance(self.layers_to_transform, int):
             self.layers_to_transform = [self.layers_to_transform]
-
-
-def _check_pattern(name: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"PillConfig.{name} is not a regular expression: {pattern!r} ({error})"
-        ) from error

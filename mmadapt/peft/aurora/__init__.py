@@ -1,0 +1,1 @@
+"""Aurora: mode approximation, all adapted weights share the factors of their low-rank updates."""
