@@ -109,11 +109,10 @@ def branch_dropout(text_model: nn.Module) -> bool:
     """
     for layer in text_model.encoder.layer:
         attention = layer.crossattention.self
-        own = getattr(attention, "base_layer", attention)
-        for module in attention.modules():
-            drops = module is not own.dropout and isinstance(module, nn.Dropout) and module.p > 0
-            rate = getattr(module, "branch_dropout", 0.0)
-            if module.training and (drops or (isinstance(rate, float) and rate > 0)):
+        for module in (*attention.key.modules(), *attention.value.modules()):
+            rate = module.p if isinstance(module, nn.Dropout) else 0.0
+            rate = max(rate, getattr(module, "branch_dropout", 0.0))
+            if module.training and rate > 0:
                 return True
     return False
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from mmadapt.models.aurora.momentum import MomentumWeights
 from mmadapt.models.aurora.negatives import sample_negatives
 from mmadapt.models.aurora.queue import FeatureQueue
 
-_MOMENTUM_PARTS = ("vision_model.", "vision_proj.", "text_encoder.", "text_proj.")
+_MOMENTUM_PARTS = ("vision_model.", "vision_proj.", "text_encoder.", "text_proj.", "tuner.")
 
 
 class RetrievalLoss(NamedTuple):
@@ -51,8 +51,9 @@ class RetrievalObjective(nn.Module):
         momentum: of the momentum encoders.
         momentum_initial: name -> start of a momentum weight that differs from the model's
             (a checkpoint's `*_m` tensors); names as in the BLIP model.
-        momentum_live: says of a parameter name whether the momentum encoders use its present
-            value. The released code does so for the factors that all layers share.
+        momentum_factors: "live": the momentum encoders use the present values of parameters that
+            a tuner keeps outside the layers (Aurora's shared factors), as the released code does;
+            "ema": their averages.
         momentum_dropout: dropout stays active in the momentum encoders, as in the released code.
         negative_all_rank: hard negatives from all ranks, with gradient, or this one's.
         ice, ice_factor: see `InformativeContext`.
@@ -76,7 +77,7 @@ class RetrievalObjective(nn.Module):
         alpha: float = 0.4,
         momentum: float = 0.995,
         momentum_initial: Mapping[str, Tensor] | None = None,
-        momentum_live: Callable[[str], bool] = lambda name: False,
+        momentum_factors: Literal["live", "ema"] = "live",
         momentum_dropout: bool = True,
         negative_all_rank: bool = False,
         ice: ICEMode = "released",
@@ -105,11 +106,14 @@ class RetrievalObjective(nn.Module):
         )
         self.ice = InformativeContext(ice, factor=ice_factor)
         self.queue = FeatureQueue(queue_size, blip.vision_proj.out_features)
-        averaged = {
-            name: parameter
-            for name, parameter in blip.named_parameters()
-            if name.startswith(_MOMENTUM_PARTS) and not momentum_live(name)
-        }
+        if momentum_factors not in ("live", "ema"):
+            raise ValueError(f"momentum_factors: expected live or ema, got {momentum_factors!r}")
+        averaged = dict(blip.named_parameters())
+        if momentum_factors == "ema":
+            own = {id(parameter) for parameter in averaged.values()}
+            outside = {n: p for n, p in model.named_parameters() if id(p) not in own}
+            averaged |= {f"tuner.{name}": parameter for name, parameter in outside.items()}
+        averaged = {n: p for n, p in averaged.items() if n.startswith(_MOMENTUM_PARTS)}
         self.momentum = MomentumWeights(averaged, momentum=momentum, initial=momentum_initial)
 
     @property

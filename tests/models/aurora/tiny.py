@@ -11,7 +11,7 @@ def blip_config(dropout=0.0):
 
     sizes = {
         "hidden_size": WIDTH,
-        "intermediate_size": 24,
+        "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "initializer_range": 0.3,
