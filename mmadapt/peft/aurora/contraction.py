@@ -155,11 +155,12 @@ class Contraction:
         together = all(_is_plain(m) and m.device == core.device for m in modes.values())
         if not together or any(_is_inference(m) for m in (core, *modes.values())):
             modes = {id(layer): layer.mode_vectors(adapter)}
-        with torch.no_grad(), torch.inference_mode(False):
-            with torch.autocast(core.device.type, enabled=False):
-                values = contract(core, torch.cat(list(modes.values())).to(core.dtype))
-            self.count += 1
+        # In this order: leaving inference mode turns gradients on.
+        autocast = torch.autocast(core.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), autocast:
+            values = contract(core, torch.cat(list(modes.values())).to(core.dtype))
             parts = values.split([len(mode) for mode in modes.values()])
+        self.count += 1
         batch = _Batch(
             core,
             _stamp(core),

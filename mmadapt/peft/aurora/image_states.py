@@ -32,9 +32,15 @@ class Projections:
         return known[1]
 
 
-def projection_of(x: Tensor, adapter: str, factors: nn.ModuleDict) -> Tensor | None:
+def projection_of(
+    x: Tensor, adapter: str, factors: nn.ModuleDict, *, training: bool
+) -> Tensor | None:
     """``x factor_in^T`` of the adapter if it rides on `x`, else None."""
     if torch.compiler.is_compiling():
+        return None
+    if training and not torch.is_grad_enabled():
+        # Maybe a layer under reentrant checkpointing, which will be run again on other tensor
+        # objects, and must drop out the same entries then.
         return None
     projections = getattr(x, _ATTRIBUTE, None)
     if projections is None:

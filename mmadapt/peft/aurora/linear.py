@@ -52,7 +52,6 @@ class AuroraLinear(AuroraLayer):
         return width_in, width_out
 
     def new_parameters(self, config: AuroraConfig) -> dict[str, nn.Parameter]:
-        self._check_layout(config)
         bound = math.sqrt(6.0 / (config.rank + self.site.fan))
         mode = torch.empty(self.site.chunks, config.rank).uniform_(-bound, bound)
         return {MODE: nn.Parameter(mode)}
@@ -105,7 +104,7 @@ class AuroraLinear(AuroraLayer):
         if self.merged or not names:
             return self.base_layer(x, *args, **kwargs)
         first, *others = names
-        z = projection_of(x, first, self.shared.factors)
+        z = self._projection(x, first)
         if z is not None or not self.can_fuse(x, first):
             y = add_update(self, self.base_layer(x, *args, **kwargs), x, first, z)
         elif others or self.siblings is None:
@@ -113,8 +112,11 @@ class AuroraLinear(AuroraLayer):
         else:
             y = self.siblings.run(self, x, first)
         for name in others:
-            y = add_update(self, y, x, name, projection_of(x, name, self.shared.factors))
+            y = add_update(self, y, x, name, self._projection(x, name))
         return y
+
+    def _projection(self, x: Tensor, adapter: str) -> Tensor | None:
+        return projection_of(x, adapter, self.shared.factors, training=self.training)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update as a matrix ``[out, in]``, in fp32, or fp64 where the base layer is."""
@@ -171,21 +173,6 @@ class AuroraLinear(AuroraLayer):
         exact = self._before_merge.to(updates) + updates
         return ((weight.to(exact) - exact).norm() / updates.norm().clamp_min(1e-30)).item()
 
-    def _check_layout(self, config: AuroraConfig) -> None:
-        site, base = self.site, self.get_base_layer()
-        if site.chunks == 0:
-            raise ValueError(
-                f"{self.path} maps {base.in_features} to {base.out_features} features: Aurora cuts "
-                "an FFN into square weights, so one must be a multiple of the other; leave "
-                "'vit_mlp' out of AuroraConfig.components"
-            )
-        ffn = site.kind in ("up", "down") and site.chunks > 1
-        if ffn and config.layout == "released" and config.rank % site.chunks:
-            raise ValueError(
-                f"AuroraConfig.rank={config.rank} is not divisible by {site.chunks}, which the "
-                f"released layout of {self.path} needs; use mlp_layout='clean'"
-            )
-
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
@@ -198,3 +185,19 @@ class AuroraLinear(AuroraLayer):
 
     def _first(self, adapter: str) -> "AuroraLinear":
         return next(layer for layer in self.shared.layers if layer.has(adapter))
+
+
+def check_layout(path: str, base: nn.Linear, site: Site, config: AuroraConfig) -> None:
+    """Raise ValueError unless the weight can be cut into square ones as `config` asks."""
+    if site.chunks == 0:
+        raise ValueError(
+            f"{path} maps {base.in_features} to {base.out_features} features: Aurora cuts an FFN "
+            "into square weights, so one must be a multiple of the other; leave 'vit_mlp' out of "
+            "AuroraConfig.components"
+        )
+    is_ffn = site.kind in ("up", "down") and site.chunks > 1
+    if is_ffn and config.layout == "released" and config.rank % site.chunks:
+        raise ValueError(
+            f"AuroraConfig.rank={config.rank} is not divisible by {site.chunks}, which the "
+            f"released layout of {path} needs; use mlp_layout='clean'"
+        )

@@ -11,11 +11,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
+from mmadapt.peft.aurora.blip_embeddings import CopyLeaf, text_embeddings
 from mmadapt.peft.aurora.config import AuroraConfig
 from mmadapt.peft.aurora.contraction import Contraction
 from mmadapt.peft.aurora.image_states import ProjectStates
 from mmadapt.peft.aurora.layer import FACTORS, PREFIX, AuroraLayer, Shared
-from mmadapt.peft.aurora.linear import AuroraLinear
+from mmadapt.peft.aurora.linear import AuroraLinear, check_layout
 from mmadapt.peft.aurora.query_transform import CANNOT_MERGE, AuroraQueryTransform
 from mmadapt.peft.aurora.siblings import Siblings
 from mmadapt.peft.aurora.sites import Site, find_sites, layer_index, linear_of, text_stacks
@@ -46,12 +47,16 @@ class AuroraModel(BaseTuner):
         config = self.peft_config[adapter_name]
         self._sites = find_sites(model)
         self._check_components(model, config)
+        self._check_shapes(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared.contraction.clear()
         if not self._hooks:
             self._hooks = [
                 stack.register_forward_pre_hook(ProjectStates(self._shared), with_kwargs=True)
                 for _, stack in text_stacks(model)
+            ] + [
+                embeddings.register_forward_pre_hook(CopyLeaf(), with_kwargs=True)
+                for embeddings in text_embeddings(model)
             ]
 
     @property
@@ -85,27 +90,30 @@ class AuroraModel(BaseTuner):
 
     @torch.no_grad()
     def merge_error(self, *args: Any, **kwargs: Any) -> float:
-        """Relative L2 distance of the model's logits with merged weights from those without.
+        """Relative L2 distance between the model's outputs with merged weights and without.
 
-        Merges, calls the model twice and unmerges; arguments are the model's. Differences beyond
-        the rounding of activations mean that the merged weights lost part of the updates.
+        Calls the model twice in evaluation mode, merges in between and unmerges; arguments are the
+        model's. The largest distance over the tensors of the output (logits, scores, states, loss)
+        is returned. In fp32 it is that of rounding, 1e-5 or less; more than the rounding of
+        activations means that the merged weights lost part of the updates.
 
         Raises:
-            ValueError: adapters are merged already, or the output holds no logits to compare.
+            ValueError: adapters are merged already.
         """
         if any(layer.merged for layer in self._shared.layers):
             raise ValueError("merge_error compares with unmerged weights; call unmerge_adapter()")
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            expected = _logits(self.model(*args, **kwargs))
+            expected = _tensors(self.model(*args, **kwargs))
             self.merge_adapter()
-            found = _logits(self.model(*args, **kwargs))
+            found = _tensors(self.model(*args, **kwargs))
         finally:
             self.unmerge_adapter()
             for module in training:
                 module.training = True
-        return ((found - expected).norm() / expected.norm()).item()
+        pairs = zip(found, expected, strict=True)
+        return max(((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs)
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
@@ -177,24 +185,35 @@ class AuroraModel(BaseTuner):
                 f"found {found}. target_modules adapts linear layers of any model"
             )
 
+    def _check_shapes(self, model: nn.Module, config: AuroraConfig) -> None:
+        """Before anything is wrapped: does every weight of the adapter's fit its factors?"""
+        self._targets: set[str] = set()
+        for path, module in model.named_modules():
+            if path.endswith(".base_layer") or linear_of(module) is None:
+                continue
+            if bool(self._check_target_module_exists(config, path)):
+                self._targets.add(path)
+                site = self._sites.get(path)
+                if site is not None:
+                    check_layout(path, linear_of(module), site, config)
+
     def _check_target_module_exists(self, peft_config: AuroraConfig, key: str) -> Any:
-        site = self._sites.get(key)
+        site, layers = self._sites.get(key), peft_config.layers_to_transform
         components = peft_config.components
-        if site is not None:
-            if components is not None and site.component not in components:
+        if site is not None and components is not None and site.component not in components:
+            return False
+        if site is not None and site.kind == "query_transform":
+            # With target_modules, in layers of which these name a part.
+            where = key.rpartition("output")[0]
+            if not peft_config.gqt or not any(path.startswith(where) for path in self._targets):
                 return False
-            if site.kind == "query_transform" and not peft_config.gqt:
-                return False
-        if peft_config.target_modules is None or _is_transform(site):
-            layers = peft_config.layers_to_transform
-            if site is None or (layers is not None and layer_index(key) not in layers):
-                return False
-            peft_config = replace(
-                peft_config,
-                target_modules=re.escape(key),
-                layers_to_transform=None,
-                layers_pattern=None,
-            )
+        elif peft_config.target_modules is not None:
+            return check_target_module_exists(peft_config, key)
+        if site is None or (layers is not None and layer_index(key) not in layers):
+            return False
+        # Every check but that of the name.
+        just_this = {"target_modules": re.escape(key), "layers_to_transform": None}
+        peft_config = replace(peft_config, **just_this, layers_pattern=None)
         return check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
@@ -250,18 +269,17 @@ class AuroraModel(BaseTuner):
         yield
 
 
-def _is_transform(site: Site | None) -> bool:
-    return site is not None and site.kind == "query_transform"
-
-
 def _is_half(layer: BaseTunerLayer) -> bool:
     weight = layer.get_base_layer().weight
     return weight.is_floating_point() and weight.element_size() < 4
 
 
-def _logits(output: Any) -> torch.Tensor:
-    for name in ("logits", "itm_score", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if isinstance(value, torch.Tensor):
-            return value.double()
-    raise ValueError(f"a {type(output).__name__} has no logits, itm_score or last_hidden_state")
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Floating tensors of a model's output, in fp64."""
+    if isinstance(output, torch.Tensor):
+        return [output.double()] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        output = list(output.values())
+    if not isinstance(output, list | tuple):
+        return []
+    return [tensor for part in output for tensor in _tensors(part)]
