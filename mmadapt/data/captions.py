@@ -55,6 +55,11 @@ class CaptionReader(Dataset[CaptionSample]):
         return [caption for _, captions, _ in self._records for caption in captions]
 
     @property
+    def numbers(self) -> list[int]:
+        """The image number of each sample."""
+        return [number for _, _, number in self._records]
+
+    @property
     def text_image(self) -> list[int]:
         """The number of the image of each text."""
         return [number for _, captions, number in self._records for _ in captions]
