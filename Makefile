@@ -15,12 +15,12 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-gpu lint format \
-	clean
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo aurora-digits-retrieval \
+	aurora-digits-vqa bench bench-gpu lint format clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
-	@echo "     format | build | venv | clean"
+	@echo "make demo | aurora-digits-retrieval | aurora-digits-vqa | test | test-slow | test-peft |"
+	@echo "     test-triton36 | sm90 | bench | bench-gpu | lint | format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmadapt needs Python 3.11 or newer; set PYTHON=")'
@@ -66,6 +66,13 @@ sm90: venv
 
 demo: venv
 	$(VENV)/bin/mmadapt demo
+
+# Full fine-tuning, LoRA and Aurora side by side on digit scans: minutes on two cores, offline.
+aurora-digits-retrieval: venv
+	$(VENV)/bin/mmadapt train aurora_digits_retrieval
+
+aurora-digits-vqa: venv
+	$(VENV)/bin/mmadapt train aurora_digits_vqa
 
 bench: venv
 	$(PY) -m bench
