@@ -16,10 +16,11 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -not -name '*.pyc')
 
 .PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 sanitize demo \
-	bench bench-gpu lint format clean
+	aurora-digits-retrieval aurora-digits-vqa crome-digits bench bench-gpu lint format clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
+	@echo "make demo | aurora-digits-retrieval | aurora-digits-vqa | crome-digits |"
+	@echo "     test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
 	@echo "     bench | bench-gpu | lint | format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
@@ -76,6 +77,13 @@ sanitize: venv
 
 demo: venv
 	$(VENV)/bin/mmadapt demo
+
+# Full fine-tuning, LoRA and Aurora side by side on digit scans: minutes on two cores, offline.
+aurora-digits-retrieval: venv
+	$(VENV)/bin/mmadapt train aurora_digits_retrieval
+
+aurora-digits-vqa: venv
+	$(VENV)/bin/mmadapt train aurora_digits_vqa
 
 bench: venv
 	$(PY) -m bench

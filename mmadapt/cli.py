@@ -105,6 +105,9 @@ def ls() -> None:
     from mmadapt.train.recipes import shipped
 
     typer.echo("methods\n  pill    modality experts and a value gate in a frozen language model")
+    typer.echo(
+        "  aurora  low-rank updates of all weights that share their factors; beside it: full, lora"
+    )
     typer.echo("recipes")
     for name, headline in shipped().items():
         typer.echo(f"  {name}    {headline}")
@@ -187,7 +190,9 @@ def _show(outcome: RunOutcome, console: Console | None = None) -> None:
     if not PartialState().is_main_process:
         return
     console = console or Console()
-    if outcome.results is not None:
+    if hasattr(outcome.results, "columns"):
+        console.comparison(outcome.results)
+    elif outcome.results is not None:
         console.results(outcome.results.rows)
         _show_forgetting(outcome, console)
     typer.echo(f"run directory: {outcome.run_dir}")

@@ -6,7 +6,11 @@
 >>> captions = data.load({"reader": "llava_json", "path": root / "captions" / "chat.json"})
 """
 
+from mmadapt.data.answers import MSRVTTQA, AnswerSample, VQAv2
+from mmadapt.data.blip_collate import AnswerCollator, RetrievalCollator, VisualLoader
+from mmadapt.data.captions import CaptionSample, KarpathyCaptions, VideoCaptions
 from mmadapt.data.collate import PillCollator
+from mmadapt.data.digit_scene_files import write_digit_scenes
 from mmadapt.data.digits_vqa import write_digits_vqa
 from mmadapt.data.errors import DataError
 from mmadapt.data.llava_json import LlavaJson
@@ -19,16 +23,26 @@ from mmadapt.data.wrong_answers import WrongAnswers
 
 __all__ = [
     "DEFAULT_SYSTEM",
+    "MSRVTTQA",
     "PROMPT_FORMATS",
     "READERS",
+    "AnswerCollator",
+    "AnswerSample",
+    "CaptionSample",
     "DataError",
+    "KarpathyCaptions",
     "LlavaJson",
     "Mixture",
     "PillCollator",
     "PillTemplate",
+    "RetrievalCollator",
     "Sample",
     "ScienceQA",
+    "VQAv2",
+    "VideoCaptions",
+    "VisualLoader",
     "WrongAnswers",
     "load",
+    "write_digit_scenes",
     "write_digits_vqa",
 ]

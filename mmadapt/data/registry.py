@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
 
+from mmadapt.data.answers import MSRVTTQA, VQAv2
+from mmadapt.data.captions import KarpathyCaptions, VideoCaptions, flickr30k
 from mmadapt.data.llava_json import LlavaJson
 from mmadapt.data.sample import Sample
 from mmadapt.data.scienceqa import ScienceQA
@@ -15,6 +17,12 @@ from mmadapt.data.scienceqa import ScienceQA
 READERS: dict[str, Callable[..., Dataset[Sample]]] = {
     "scienceqa": ScienceQA,
     "llava_json": LlavaJson,
+    "coco_karpathy": KarpathyCaptions,
+    "flickr30k": flickr30k,
+    "msrvtt": VideoCaptions,
+    "didemo": VideoCaptions,
+    "vqav2": VQAv2,
+    "msrvtt_qa": MSRVTTQA,
 }
 
 
@@ -34,7 +42,7 @@ class Mixture(ConcatDataset[Sample]):
 def load(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Dataset[Sample]:
     """The data set of a spec `{"reader": name, "path": ..., option: value, ...}`.
 
-    `path` is the folder (scienceqa) or the JSON file (llava_json); the other keys are the
+    `path` is the folder (scienceqa) or the annotation file (the others); the other keys are the
     reader's keyword arguments. A list of specs gives their Mixture. Raises ValueError for an
     unknown reader or option, DataError for bad data.
     """

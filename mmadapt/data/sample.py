@@ -13,8 +13,9 @@ Message = dict[str, Any]
 class Sample:
     """One conversation and where it came from.
 
-    `messages`: HF chat messages; `content` is a list of `{"type": "text", "text": str}` and
-    `{"type": "image", "path": str}` parts. Roles: an optional system message, then user and
+    `messages`: HF chat messages; `content` is a list of `{"type": "text", "text": str}`,
+    `{"type": "image", "path": str}` and `{"type": "video", "path": str}` parts (a video is a
+    file or a folder of frames). Roles: an optional system message, then user and
     assistant in turn. `record`: the source record (a ScienceQA problem with its true answer,
     a LLaVA record), untouched.
     """
@@ -37,3 +38,7 @@ def text_part(text: str) -> dict[str, str]:
 
 def image_part(path: str) -> dict[str, str]:
     return {"type": "image", "path": path}
+
+
+def video_part(path: str) -> dict[str, str]:
+    return {"type": "video", "path": path}

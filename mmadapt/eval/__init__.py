@@ -1,5 +1,11 @@
 """Metrics, scorers, generation, forgetting and the report."""
 
+from mmadapt.eval.comparison import (
+    Comparison,
+    MethodRow,
+    comparison_table,
+    write_comparison,
+)
 from mmadapt.eval.evaluate import (
     ScienceQAResult,
     evaluate_scienceqa,
@@ -40,10 +46,12 @@ __all__ = [
     "Ablation",
     "AblationRow",
     "Accuracy",
+    "Comparison",
     "ComponentRow",
     "EvalRow",
     "Forgetting",
     "GateProfile",
+    "MethodRow",
     "ReportFiles",
     "RunInfo",
     "RunResults",
@@ -56,6 +64,7 @@ __all__ = [
     "TextProbe",
     "blank_pixels",
     "chance_row",
+    "comparison_table",
     "evaluate_scienceqa",
     "extract_answer",
     "format_tables",
@@ -68,5 +77,6 @@ __all__ = [
     "scienceqa_table",
     "text_perplexity",
     "wilson_interval",
+    "write_comparison",
     "write_report",
 ]

@@ -46,18 +46,38 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(values: Any, *, source: str = "recipe") -> Recipe:
-    """Validate plain data against the schema; `source` names it in the error."""
+    """Validate plain data against the schema; `source` names it in the error.
+
+    Data with a `task` is a comparison of methods, an `AuroraRecipe`.
+    """
+    if isinstance(values, dict) and "task" in values:
+        return _check_comparison(values, source)
     problems: list[str] = []
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = _explain_all(error) + _argument_problems(values)
+        problems = _explain_all(error, Recipe) + _argument_problems(values)
         raise RecipeError(_format(source, problems)) from None
     for name, stage in recipe.stages.items():
         stage.train, found = check_arguments(stage.train)
         problems += [f"stages.{name}.train.{field}: {text}" for field, text in found.items()]
     if problems:
         raise RecipeError(_format(source, problems))
+    return recipe
+
+
+def _check_comparison(values: Any, source: str) -> Any:
+    from mmadapt.train.aurora.config import AuroraRecipe
+
+    try:
+        recipe = AuroraRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_format(source, _explain_all(error, AuroraRecipe))) from None
+    recipe.train, found = check_arguments(recipe.train)
+    if found:
+        raise RecipeError(
+            _format(source, [f"train.{name}: {text}" for name, text in found.items()])
+        )
     return recipe
 
 
@@ -95,12 +115,14 @@ def _format(source: str, problems: list[str]) -> str:
     return f"{source}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems)
 
 
-def _explain_all(error: ValidationError) -> list[str]:
+def _explain_all(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line per problem; what stands below a misspelt stage is not reported as well."""
     errors = error.errors()
     misspelt = [e["loc"][:-1] for e in errors if e["loc"][-1:] == ("[key]",)]
     return [_unknown_stage(loc) for loc in misspelt] + [
-        _explain(e) for e in errors if not any(e["loc"][: len(loc)] == loc for loc in misspelt)
+        _explain(e, schema)
+        for e in errors
+        if not any(e["loc"][: len(loc)] == loc for loc in misspelt)
     ]
 
 
@@ -110,10 +132,10 @@ def _unknown_stage(loc: Sequence[Any]) -> str:
     return f"{'.'.join(map(str, loc))}: unknown stage; {hint}"
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, schema: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
-        known = _keys_at(Recipe, error["loc"][:-1])
+        known = _keys_at(schema, error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"

@@ -21,7 +21,12 @@ _COSMETIC_PREFIXES += ("dataloader_num_workers", "dataloader_pin_memory", "datal
 
 
 def stage_identity(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """Every setting the weights after `stage` depend on: earlier stages are among them."""
+    """Every setting the weights after `stage` depend on: earlier stages are among them.
+
+    A recipe of another schema knows its own (`stage_identity`, `evaluation_identity`).
+    """
+    if hasattr(recipe, "stage_identity"):
+        return recipe.stage_identity(stage)
     whole = recipe.model_dump(mode="json", include={"model", "method", "seed", "data", "stages"})
     names = list(recipe.stages)
     whole["stages"] = {name: whole["stages"][name] for name in names[: names.index(stage) + 1]}
@@ -35,6 +40,8 @@ def stage_identity(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 
 def evaluation_identity(recipe: Recipe) -> dict[str, Any]:
+    if hasattr(recipe, "evaluation_identity"):
+        return recipe.evaluation_identity()
     last = list(recipe.stages)[-1]
     settings = recipe.eval.model_dump(mode="json") if recipe.eval else None
     return {**stage_identity(recipe, last), "eval": settings}

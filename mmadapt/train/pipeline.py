@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,8 @@ from mmadapt.train.evaluation import evaluate_run, evaluation_source, report, su
 from mmadapt.train.launch import process_state
 from mmadapt.train.loading import dump_recipe, load_recipe
 from mmadapt.train.manifest import Manifest
+from mmadapt.train.outcome import METRICS, RESOLVED, RunOutcome
 from mmadapt.train.ui import Console
-
-RESOLVED = "recipe.yaml"
-METRICS = "metrics.json"
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """Where a run stands: its directory, and the results and report if it was evaluated."""
-
-    run_dir: Path
-    results: RunResults | None = None
-    report: Path | None = None
 
 
 def train(recipe: Recipe, *, restart: bool = False, console: Console | None = None) -> RunOutcome:
@@ -54,6 +43,10 @@ def train(recipe: Recipe, *, restart: bool = False, console: Console | None = No
         RunError: the directory holds a stage with other settings (without `restart`).
         GuardError: training that does not do what the recipe says; see `guards`.
     """
+    if not isinstance(recipe, Recipe):  # a comparison of methods brings its own pipeline
+        from mmadapt.train import aurora
+
+        return aurora.train(recipe, restart=restart, console=console)
     state = process_state(recipe.launch)
     console = console or Console(quiet=not state.is_main_process)
     run_dir = Path(recipe.out)
@@ -95,6 +88,10 @@ def evaluate(
         raise RunError(f"{run_dir}: no run directory ({RESOLVED} is missing)")
     place = f"out={json.dumps(str(run_dir))}"  # quoted: a folder called 2025 is a name
     recipe = load_recipe(run_dir / RESOLVED, [*(overrides or []), place])
+    if not isinstance(recipe, Recipe):
+        from mmadapt.train import aurora
+
+        return aurora.evaluate(run_dir, overrides=overrides, console=console)
     if recipe.eval is None:
         raise RunError(f"{run_dir}: the recipe has eval: null; pass eval settings to evaluate it")
     process_state(recipe.launch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,24 +12,21 @@ from torch.utils.data import Dataset, Sampler
 from transformers import (
     PrinterCallback,
     ProgressCallback,
-    Trainer,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
-from mmadapt.train import checkpoints
 from mmadapt.train.adapters import load_adapter
 from mmadapt.train.callbacks import EpochCallback, StageProgress
 from mmadapt.train.components import Components, judged_for_gradients, parameter_groups
 from mmadapt.train.config import StageConfig
 from mmadapt.train.errors import RunError
 from mmadapt.train.guards import Guards, image_fraction
+from mmadapt.train.resumable import ResumableTrainer
 from mmadapt.train.sampler import EpochSampler
 from mmadapt.train.schedule import pill_schedule
 
 
-class StageTrainer(Trainer):
+class StageTrainer(ResumableTrainer):
     """Trains the parameters that require gradients now, as the stage's recipe says.
 
     Args:
@@ -124,31 +120,6 @@ class StageTrainer(Trainer):
             # LLaVA refuses an image that no token stands for; BLIP-2 cannot run without one
             inputs.pop("pixel_values", None)
         return super().compute_loss(model, inputs, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As Trainer does, then the marker that makes it resumable, then the old ones go."""
-        keep, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = keep
-        self.accelerator.wait_for_everyone()  # every rank writes its own random state
-        if self.args.should_save:
-            state = self.state
-            stage_dir = Path(self.args.output_dir)
-            checkpoints.mark_complete(
-                stage_dir / f"checkpoint-{state.global_step}",
-                checkpoints.Marker(
-                    step=state.global_step,
-                    world_size=self.args.world_size,
-                    last=state.global_step >= state.max_steps,
-                ),
-            )
-            checkpoints.prune(stage_dir, keep)
-
-    def restore_state(self, checkpoint: Path) -> None:
-        """Step count and loss history of a checkpoint, for a stage with nothing left to train."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def release(self) -> None:
         """Drop optimizer and wrappers, so that the next stage starts with a bare model."""

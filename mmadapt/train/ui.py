@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mmadapt.eval import Accuracy, EvalRow
+from mmadapt.eval import Accuracy, Comparison, EvalRow, comparison_table
 from mmadapt.train.components import ComponentCount
 
 
@@ -60,6 +60,17 @@ class Console:
         table.add_section()
         for skill in dict.fromkeys(skill for row in rows for skill in row.by_skill):
             table.add_row(skill, *(_percent(row.by_skill.get(skill), 1) for row in rows))
+        self._rich.print(table)
+
+    def comparison(self, comparison: Comparison) -> None:
+        """Methods side by side: each is a column, since their columns do not fit beside a name."""
+        head, rows = comparison_table(comparison)
+        table = Table(title=comparison.title, box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for row in rows:
+            table.add_column(row[0], justify="right")
+        for place, name in enumerate(head[1:], start=1):
+            table.add_row(name, *(row[place] for row in rows))
         self._rich.print(table)
 
 

@@ -24,6 +24,10 @@ def validate(recipe: Recipe, console: Console) -> list[str]:
     The backbone is built on the meta device from its configuration: no weights are read. A
     backbone or data set that the recipe makes itself and that does not exist yet is skipped.
     """
+    if not isinstance(recipe, Recipe):
+        from mmadapt.train.aurora.validation import validate_comparison
+
+        return validate_comparison(recipe, console)
     problems: list[str] = []
     for name, stage in recipe.stages.items():
         try:

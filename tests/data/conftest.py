@@ -107,3 +107,26 @@ def write_scienceqa(tmp_path):
         return root
 
     return write
+
+
+@pytest.fixture
+def word_tokenizer():
+    """One token per word or mark, in BLIP's layout: [CLS] text [SEP]; unknown words are [UNK]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]"]
+    vocab = {token: i for i, token in enumerate([*special, "a", "dog", "yes", "no", "is", "it"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        extra_special_tokens=["[DEC]", "[ENC]"],
+    )

@@ -33,7 +33,7 @@ def test_a_list_is_a_mixture(specs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reader": "coco"}, r"reader: expected one of \['llava_json', 'scienceqa'\], got 'coco'"),
+        ({"reader": "coco"}, r"reader: expected one of \['coco_karpathy', .*'vqav2'\], got 'coco'"),
         ({"reader": None}, "reader"),
         ({"spilt": "train"}, "spilt: no option of reader 'scienceqa'; it takes"),
         ({"root": "x"}, "root: no option"),

@@ -5,6 +5,7 @@ and Q-Former that have seen training scans only, and a small Llama that has read
 """
 
 from mmadapt.train.digits.backbone import make_digits_backbone
+from mmadapt.train.digits.blip import make_digits_blip
 from mmadapt.train.digits.corpus import PROMPT, SYSTEM
 
-__all__ = ["PROMPT", "SYSTEM", "make_digits_backbone"]
+__all__ = ["PROMPT", "SYSTEM", "make_digits_backbone", "make_digits_blip"]
