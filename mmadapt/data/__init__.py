@@ -6,7 +6,10 @@
 >>> captions = data.load({"reader": "llava_json", "path": root / "captions" / "chat.json"})
 """
 
+from mmadapt.data.balance import BalancedSampler, balanced_probabilities
 from mmadapt.data.collate import PillCollator
+from mmadapt.data.crome_collate import CromeCollator, PlainTemplate
+from mmadapt.data.crome_images import CromeImageProcessor
 from mmadapt.data.digits_vqa import write_digits_vqa
 from mmadapt.data.errors import DataError
 from mmadapt.data.llava_json import LlavaJson
@@ -21,14 +24,19 @@ __all__ = [
     "DEFAULT_SYSTEM",
     "PROMPT_FORMATS",
     "READERS",
+    "BalancedSampler",
+    "CromeCollator",
+    "CromeImageProcessor",
     "DataError",
     "LlavaJson",
     "Mixture",
     "PillCollator",
     "PillTemplate",
+    "PlainTemplate",
     "Sample",
     "ScienceQA",
     "WrongAnswers",
+    "balanced_probabilities",
     "load",
     "write_digits_vqa",
 ]

@@ -41,7 +41,7 @@ def load_pretrained(
     """The backbone saved in folder `name` or published under that hub id.
 
     Any model of transformers' image-text-to-text family whose config tells the number of
-    placeholders of an image: BLIP-2, LLaVA and CROME are supported. The model is returned in eval mode.
+    placeholders of an image: BLIP-2, LLaVA and CROME are supported. It is returned in eval mode.
     `image_statistics` ("imagenet" or "clip") replaces the mean and deviation that pixels are
     normalised with; released PILL feeds ImageNet's to a BLIP-2 that learnt with CLIP's.
 
@@ -87,8 +87,7 @@ def load_pretrained(
 
 
 def num_image_tokens(config: Any) -> int:
-    """Placeholders of one image: BLIP-2's queries, LLaVA's patches (plus CLS if it is kept), or both
-    streams of CROME.
+    """Placeholders of one image: BLIP-2's queries, LLaVA's patches (and CLS if kept), CROME's both.
 
     Raises:
         ValueError: another model family.
@@ -102,6 +101,6 @@ def num_image_tokens(config: Any) -> int:
     if config.model_type == "mmadapt_crome":
         return config.num_image_tokens
     raise ValueError(
-        f"config: expected model_type 'blip-2', 'llava' or 'mmadapt_crome', got "
+        "config: expected model_type 'blip-2', 'llava' or 'mmadapt_crome', got "
         f"{config.model_type!r}"
     )
