@@ -26,7 +26,7 @@ def test_published_ratios():
     found = balanced_probabilities([SIZES[name][0] for name in names])
     assert sum(found) == pytest.approx(1)
     for name, probability in zip(names, found, strict=True):
-        assert probability == pytest.approx(SIZES[name][1], abs=6e-7), name
+        assert probability == pytest.approx(SIZES[name][1], abs=1e-6), name
 
 
 def test_effective_epochs():
