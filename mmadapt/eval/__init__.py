@@ -15,6 +15,7 @@ from mmadapt.eval.results import (
     AblationRow,
     Accuracy,
     ComponentRow,
+    Drift,
     EvalRow,
     Forgetting,
     GateProfile,
@@ -24,6 +25,7 @@ from mmadapt.eval.results import (
     ScienceQATable,
     StageCurve,
     TextProbe,
+    Transfer,
 )
 from mmadapt.eval.scienceqa import (
     COLUMNS,
@@ -33,6 +35,7 @@ from mmadapt.eval.scienceqa import (
     has_image,
     scienceqa_table,
 )
+from mmadapt.eval.transfer import answer_drift
 
 __all__ = [
     "COLUMNS",
@@ -41,6 +44,7 @@ __all__ = [
     "AblationRow",
     "Accuracy",
     "ComponentRow",
+    "Drift",
     "EvalRow",
     "Forgetting",
     "GateProfile",
@@ -54,6 +58,8 @@ __all__ = [
     "Table",
     "TextOnly",
     "TextProbe",
+    "Transfer",
+    "answer_drift",
     "blank_pixels",
     "chance_row",
     "evaluate_scienceqa",

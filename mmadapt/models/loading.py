@@ -41,7 +41,7 @@ def load_pretrained(
     """The backbone saved in folder `name` or published under that hub id.
 
     Any model of transformers' image-text-to-text family whose config tells the number of
-    placeholders of an image: BLIP-2, LLaVA and CROME are supported. It is returned in eval mode.
+    placeholders of an image: (Instruct)BLIP-2, LLaVA and CROME. It is returned in eval mode.
     `image_statistics` ("imagenet" or "clip") replaces the mean and deviation that pixels are
     normalised with; released PILL feeds ImageNet's to a BLIP-2 that learnt with CLIP's.
 
@@ -92,7 +92,7 @@ def num_image_tokens(config: Any) -> int:
     Raises:
         ValueError: another model family.
     """
-    if config.model_type == "blip-2":
+    if config.model_type in ("blip-2", "instructblip"):
         return config.num_query_tokens
     if config.model_type == "llava":
         vision = config.vision_config
@@ -101,6 +101,6 @@ def num_image_tokens(config: Any) -> int:
     if config.model_type == "mmadapt_crome":
         return config.num_image_tokens
     raise ValueError(
-        "config: expected model_type 'blip-2', 'llava' or 'mmadapt_crome', got "
+        "config: expected model_type 'blip-2', 'instructblip', 'llava' or 'mmadapt_crome', got "
         f"{config.model_type!r}"
     )
