@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mmadapt.ops import swiglu_adapter
 
 VISUAL, TEXT = 0, 1
+_PUBLISHED_WEIGHTS = 5_000_000
 
 
 class CrossModalAdapter(nn.Module):
@@ -76,6 +77,11 @@ class CrossModalAdapter(nn.Module):
         self.up_bias = parameter(bias, *ups, dim)
         self.norm_weight = parameter(norm_eps is not None, 2, dim)
         self.reset_parameters()
+
+    @staticmethod
+    def default_rank(dim: int) -> int:
+        """The multiple of 64 that gives about 5 M weights: 256 at width 4096, 192 at 5120."""
+        return max(64, 64 * round(_PUBLISHED_WEIGHTS / (5 * dim) / 64))
 
     def reset_parameters(self) -> None:
         """N(0, 0.02²) for the input matrices, zeros for `up` and the biases."""

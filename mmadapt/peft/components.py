@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn import Parameter
 
+from mmadapt.peft.crome.layer import ADAPTER
 from mmadapt.peft.pill.layer import ATTENTION, GATE, PROJECTOR, SHARED, TEXT, VISION
 from mmadapt.peft.structure import PROJECTOR_NAMES, find_language_model
 
@@ -13,6 +14,7 @@ _ADAPTER_PARTS = {
     SHARED: "shared_expert",
     ATTENTION: "attention_adapter",
     GATE: "gate",
+    ADAPTER: "adapter",
 }
 _ORDER = (*_ADAPTER_PARTS.values(), "vision_tower", "qformer", "language_model", "lm_head")
 _QFORMER = ("qformer", "query_tokens")
@@ -22,9 +24,10 @@ def components(model: nn.Module) -> dict[str, list[tuple[str, Parameter]]]:
     """Parameters of a model by component, with their names in `model.named_parameters()`.
 
     Keys, in this order and only where not empty: `projector` (the model's own and the adapters'),
-    `vision_expert`, `text_expert`, `shared_expert`, `attention_adapter`, `gate`, then what stays
-    frozen: `vision_tower`, `qformer`, `language_model`, `lm_head`. Every parameter is in exactly
-    one of them; `requires_grad` tells what trains. Tied weights are listed once.
+    `vision_expert`, `text_expert`, `shared_expert`, `attention_adapter`, `gate` of PILL, `adapter`
+    of CROME, then what stays frozen: `vision_tower`, `qformer`, `language_model`, `lm_head`. Every
+    parameter is in exactly one of them; `requires_grad` tells what trains. Tied weights are listed
+    once.
 
     Args:
         model: a Hugging Face model, with or without adapters, or a `PeftModel`.

@@ -1,7 +1,8 @@
-"""Tests of PEFT that cannot apply to PILL: patterns of file::test, each with the reason."""
+"""Tests of PEFT that cannot apply to our tuners: patterns of file::test, each with the reason."""
 
 MERGE = (
-    "PILL depends on which tokens are visual and refuses to merge; see tests/peft/test_switching.py"
+    "PILL and CROME depend on their input and refuse to merge; see tests/peft/test_switching.py and "
+    "tests/peft/crome/test_crome.py"
 )
 HUB = "loads a LoRA adapter from the Hugging Face hub, whatever the method"
 
@@ -14,6 +15,6 @@ NOT_APPLICABLE = {
     "test_config.py::test_from_pretrained_cache_dir": HUB,
     "test_config.py::test_save_pretrained_with_runtime_config": HUB,
     "test_config.py::test_config_layers_to_transform_index_zero": (
-        "passes layers_pattern, which PILL does not have: it finds the decoder layers by structure"
+        "passes layers_pattern, which our tuners do not have: they find what to wrap by structure"
     ),
 }

@@ -1,4 +1,4 @@
-"""pytest plug-in that points PEFT's tests at the PILL tuner and at tiny local models."""
+"""pytest plug-in that points PEFT's tests at this package's tuners and at tiny local models."""
 
 import fnmatch
 import importlib
@@ -12,14 +12,18 @@ import torch
 import transformers
 from not_applicable import NOT_APPLICABLE
 
-from mmadapt.peft import PillConfig
+from mmadapt.peft import CromeConfig, PillConfig
 
 TASK = {"task_type": "CAUSAL_LM"}
 CONFIGS = [
     (PillConfig, {**TASK, "rank": 4}),
     (PillConfig, {**TASK, "rank": 4, "gate": "static", "adapter": "linear"}),
     (PillConfig, {**TASK, "rank": 4, "gate_heads": "q", "experts": "shared"}),
+    # A bare language model has no projector: its prompt takes the text branch.
+    (CromeConfig, {**TASK, "rank": 4, "instruction": "always"}),
+    (CromeConfig, {**TASK, "rank": 4, "instruction": "always", "adapter_bias": True}),
 ]
+METHODS = tuple(dict.fromkeys(method for method, _ in CONFIGS))
 DECODERS = ("Llama", "Mistral", "Qwen2")
 MODULES = ("tests.test_decoder_models", "tests.test_config")
 
@@ -74,7 +78,7 @@ def pytest_configure(config) -> None:
     values = {
         "model_id": _models(save=not hasattr(config, "workerinput")),
         "config_cls,config_kwargs": CONFIGS,
-        "config_class,mandatory_kwargs": [(PillConfig, {})],
+        "config_class,mandatory_kwargs": [(method, {}) for method in METHODS],
     }
     for name in MODULES:
         module = importlib.import_module(name)
@@ -87,7 +91,7 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Keep the tests that run over our method and that are not listed as not applicable."""
+    """Keep the tests that run over our methods and that are not listed as not applicable."""
     ours = [item for item in items if _is_over_methods(item)]
     unused = dict(NOT_APPLICABLE)
     kept = []
@@ -106,12 +110,12 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 def _is_over_methods(item) -> bool:
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    return PillConfig in parameters.values()
+    return any(method in parameters.values() for method in METHODS)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     terminalreporter.write_line(
-        f"left out: tests of other methods, and {len(NOT_APPLICABLE)} that cannot apply to PILL"
+        f"left out: tests of other methods, and {len(NOT_APPLICABLE)} that cannot apply to ours"
     )
     for name, reason in NOT_APPLICABLE.items():
         terminalreporter.write_line(f"  {name}: {reason}")

@@ -1,11 +1,11 @@
-"""Run the test-suite of the installed PEFT against the PILL tuner.
+"""Run the test-suite of the installed PEFT against the PILL and CROME tuners.
 
     python tests/peft_suite/run.py [pytest arguments]
 
 PEFT's source distribution carries its tests. They are downloaded once per version into
 `build/peft-sdist`, so that the suite always matches the installed library, and run unchanged but
-for the methods and models that they are parametrised with (`plugin.py`). What cannot apply to PILL
-is listed in `not_applicable.py`, each with its reason.
+for the methods and models that they are parametrised with (`plugin.py`). What cannot apply is
+listed in `not_applicable.py`, each with its reason. `-k CromeConfig` runs one method's part.
 """
 
 import importlib.metadata

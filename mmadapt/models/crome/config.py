@@ -8,16 +8,12 @@ from typing import Any
 from transformers import AutoConfig, Blip2VisionConfig, InstructBlipQFormerConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from mmadapt.nn import CrossModalAdapter
+
 READINGS = ("R1", "R2")
 STREAMS = ("text", "visual", "instruction")
 BRANCHES = ("visual", "text")
 _DEFAULT_ORDER = {"R1": ("text", "visual", "instruction"), "R2": ("visual", "text", "instruction")}
-_ADAPTER_WEIGHTS = 5_000_000
-
-
-def default_rank(dim: int) -> int:
-    """The multiple of 64 nearest to 5 M adapter weights: 256 at width 4096, 192 at 5120."""
-    return max(64, 64 * round(_ADAPTER_WEIGHTS / (5 * dim) / 64))
 
 
 class CromeModelConfig(PreTrainedConfig):
@@ -100,8 +96,9 @@ class CromeModelConfig(PreTrainedConfig):
         self.patch_tap = patch_tap
         self.keep_cls = keep_cls
         self.instruction_aware = instruction_aware
-        hidden_size = self.text_config.hidden_size
-        self.adapter_rank = default_rank(hidden_size) if adapter_rank is None else adapter_rank
+        if adapter_rank is None:
+            adapter_rank = CrossModalAdapter.default_rank(self.text_config.hidden_size)
+        self.adapter_rank = adapter_rank
         self.adapter_residual_scale = adapter_residual_scale
         self.adapter_pre_norm = adapter_pre_norm
         self.adapter_bias = adapter_bias
