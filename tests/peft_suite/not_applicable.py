@@ -1,8 +1,8 @@
 """Tests of PEFT that cannot apply to our tuners: patterns of file::test, each with the reason."""
 
 MERGE = (
-    "PILL and CROME depend on their input and refuse to merge; see tests/peft/test_switching.py and "
-    "tests/peft/crome/test_crome.py"
+    "PILL and CROME depend on their input and refuse to merge; see tests/peft/test_switching.py "
+    "and tests/peft/crome/test_crome.py"
 )
 HUB = "loads a LoRA adapter from the Hugging Face hub, whatever the method"
 
