@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -52,10 +53,13 @@ def crome_from_blip(
         "num_query_tokens": source.config.num_query_tokens,
         "image_token_id": source.config.image_token_id,
     }
+    # A copy: making a configuration resets the attention implementation of those inside it.
+    text_config = copy.deepcopy(language_model.config)
     config = CromeModelConfig(
-        source.config.vision_config, qformer, language_model.config, **(options | settings)
+        source.config.vision_config, qformer, text_config, **(options | settings)
     )
     model = CromeForConditionalGeneration(config, language_model)
+    model.config.text_config = language_model.config
     weights = source.qformer.state_dict()
     if kind == "blip-2":
         weights = {

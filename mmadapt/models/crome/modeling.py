@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -247,9 +248,13 @@ class CromeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.embed(
                 input_ids, pixel_values, qformer_input_ids, qformer_attention_mask, text_branch_mask
             )
-        kwargs.setdefault("generation_config", self.generation_config)
+        settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
+        kwargs = settings.update(**kwargs)
         return self.language_model.generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            generation_config=settings,
+            **kwargs,
         )
 
     def _features(

@@ -103,15 +103,9 @@ def prepare_crome(recipe: Recipe) -> tuple[CromeBackbone, CromeForConditionalGen
     pretrained = load_backbone(recipe.model)
     own_tokenizer = _qformer_tokenizer(recipe.model.name)
     set_seed(recipe.seed)
-    settings = model_settings(method)
+    vocabulary = len(own_tokenizer or pretrained.tokenizer)
     try:
-        if isinstance(pretrained.model, CromeForConditionalGeneration):
-            model = pretrained.model
-            _check_settings(model.config, settings)
-        else:
-            if pretrained.model.config.model_type == "blip-2":
-                settings["qformer_vocab_size"] = len(own_tokenizer or pretrained.tokenizer)
-            model = crome_from_blip(pretrained.model, **settings)
+        model = crome_from(pretrained.model, method, qformer_vocab_size=vocabulary)
     except ValueError as error:
         raise RecipeError(f"method: {error}") from error
     backbone = CromeBackbone(
@@ -125,6 +119,25 @@ def prepare_crome(recipe: Recipe) -> tuple[CromeBackbone, CromeForConditionalGen
         seed=recipe.seed,
     )
     return backbone, model
+
+
+def crome_from(
+    base: Any, method: CromeMethod, *, qformer_vocab_size: int | None
+) -> CromeForConditionalGeneration:
+    """`base` if it is CROME of these settings, else a CROME model from its parts.
+
+    `qformer_vocab_size` is for a BLIP-2, whose Q-Former has read no text; None for BERT's.
+
+    Raises:
+        ValueError: another kind of model, or a CROME of other settings.
+    """
+    settings = model_settings(method)
+    if isinstance(base, CromeForConditionalGeneration):
+        _check_settings(base.config, settings)
+        return base
+    if base.config.model_type == "blip-2":
+        settings["qformer_vocab_size"] = qformer_vocab_size
+    return crome_from_blip(base, **settings)
 
 
 def enter_crome_stage(recipe: Recipe, model: CromeForConditionalGeneration, stage: str) -> None:
