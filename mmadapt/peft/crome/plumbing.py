@@ -45,7 +45,8 @@ class Plumbing:
         if isinstance(self.layer, CromeEmbeddings):
             self.visual = image
         if config.instruction != "none":
-            self.text = self._instruction(inputs, image, shape, config.instruction)
+            everywhere = torch.ones(shape, dtype=torch.bool, device=source.device)
+            self.text = self._instruction(inputs, image, everywhere, config.instruction)
 
     def _image(self, ids: Tensor | None, given: Tensor | None, shape: torch.Size) -> Tensor | None:
         if given is not None:
@@ -57,20 +58,18 @@ class Plumbing:
         return torch.isin(ids, ids.new_tensor(self.token_ids))
 
     def _instruction(
-        self, inputs: dict[str, Any], image: Tensor | None, shape: torch.Size, when: str
+        self, inputs: dict[str, Any], image: Tensor | None, chosen: Tensor, when: str
     ) -> Tensor | None:
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
         if image is None and when == "beside_images":
             return None
-        device = (inputs.get("input_ids") if image is None else image).device
-        chosen = torch.ones(shape, dtype=torch.bool, device=device)
         if image is not None:
             chosen = chosen & ~image
             if when == "beside_images":
                 chosen = chosen & image.any(1, keepdim=True)
-        if labels is not None and labels.shape == shape:
+        if labels is not None and labels.shape == chosen.shape:
             chosen = chosen & (labels == -100)
-        if mask is not None and mask.shape == shape:
+        if mask is not None and mask.shape == chosen.shape:
             chosen = chosen & mask.bool()
         return chosen
 

@@ -95,6 +95,14 @@ def test_a_bare_language_model_with_modality_ids(crome):
     assert torch.equal(after[~image], before[~image])
 
 
+def test_embeddings_in_place_of_ids(crome):
+    base = crome.base("llama")
+    batch = {"input_ids": crome.batch("llama")["input_ids"]}
+    model = crome.model("llama", base)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    torch.testing.assert_close(logits(model, {"inputs_embeds": embeds}), logits(model, batch))
+
+
 def test_text_alone_is_untouched(crome):
     """Bit for bit, also where the text branch adapts instructions beside images."""
     for kind in crome.multimodal:
