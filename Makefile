@@ -15,11 +15,11 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-gpu lint format \
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo crome-digits bench bench-gpu lint format \
 	clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
+	@echo "make demo | crome-digits | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
 	@echo "     format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
@@ -66,6 +66,9 @@ sm90: venv
 
 demo: venv
 	$(VENV)/bin/mmadapt demo
+
+crome-digits: venv
+	$(VENV)/bin/mmadapt train crome_digits
 
 bench: venv
 	$(PY) -m bench

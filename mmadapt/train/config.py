@@ -80,6 +80,10 @@ class CromeMethod(_Strict):
     keep_cls: bool = False
     instruction_aware: bool = True
     adapter_in_align: bool = True  # false: stage (a) trains the projections alone
+    # what stage (c) trains, to compare with the adapter
+    task_trains: list[Literal["adapter", "projector", "qformer"]] = Field(
+        default_factory=lambda: ["adapter"], min_length=1
+    )
 
     template: Literal["plain", "pill"] = "plain"  # marks around questions
     crop: bool = True  # random crops and flips of training images

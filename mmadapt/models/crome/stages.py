@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from torch import nn
@@ -45,7 +46,11 @@ def crome_components(
 
 
 def set_crome_stage(
-    model: CromeForConditionalGeneration, stage: Stage, *, adapter_in_align: bool = True
+    model: CromeForConditionalGeneration,
+    stage: Stage,
+    *,
+    adapter_in_align: bool = True,
+    task_trains: Sequence[str] = ("adapter",),
 ) -> None:
     """Let exactly the tensors of one stage train.
 
@@ -58,13 +63,18 @@ def set_crome_stage(
         stage: one of the three.
         adapter_in_align: False trains the projections alone in `"align"`, as the paper's
             implementation paragraph reads; its description of the stages has the adapter too.
+        task_trains: the components of `"task"`, to compare others with the adapter.
 
     Raises:
-        ValueError: another stage, or one that would train nothing.
+        ValueError: another stage or component, or a stage that would train nothing.
     """
     if stage not in STAGES:
         raise ValueError(f"stage is one of {STAGES}, got {stage!r}")
-    chosen = set(_TRAINED[stage])
+    chosen = set(task_trains if stage == "task" else _TRAINED[stage])
+    if not chosen <= set(_TRAINED["instruct"]):
+        raise ValueError(
+            f"task_trains holds any of {_TRAINED['instruct']}, got {list(task_trains)}"
+        )
     if stage == "align" and not adapter_in_align:
         chosen.discard("adapter")
     idle = idle_parameters(model)

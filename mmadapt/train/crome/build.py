@@ -141,9 +141,14 @@ def crome_from(
 
 
 def enter_crome_stage(recipe: Recipe, model: CromeForConditionalGeneration, stage: str) -> None:
-    """Let the tensors of `stage` train, in float32."""
+    """Let the tensors of `stage` train."""
     try:
-        set_crome_stage(model, stage, adapter_in_align=recipe.method.adapter_in_align)
+        set_crome_stage(
+            model,
+            stage,
+            adapter_in_align=recipe.method.adapter_in_align,
+            task_trains=recipe.method.task_trains,
+        )
     except ValueError as error:
         raise RecipeError(f"stages.{stage}: {error}") from error
 

@@ -28,9 +28,11 @@ from mmadapt.eval import (
 from mmadapt.train.build import device, load_source
 from mmadapt.train.config import DataSource, EvalConfig, Recipe
 from mmadapt.train.crome.build import CromeBackbone, prepare_crome
+from mmadapt.train.crome.weights import load_trained
 from mmadapt.train.manifest import Manifest
 from mmadapt.train.ui import Console
 
+ADAPTER = "adapter"  # folder of a stage's weights
 _DRIFT_SAMPLES = 128
 
 
@@ -136,7 +138,7 @@ def _transfer(
 ) -> tuple[Transfer | None, list[EvalRow]]:
     if earlier is None:
         return None, []
-    old, new = _swapper(run, "instruct"), _swapper(run, "task")
+    old, new = _swappers(run)
     questions = _Images(run.data(earlier))
     after = run.score("earlier questions, new adapter", questions)
     old()
@@ -145,6 +147,7 @@ def _transfer(
     new()
     old()
     restored = run.score("earlier questions, old adapter again", questions)
+    new()
     drift = _drift(run, _Images(questions, _DRIFT_SAMPLES), old, new)
     transfer = Transfer(
         target=(_all(target_before), _all(tuned)),
@@ -175,16 +178,14 @@ def _drift(
         )
 
 
-def _swapper(run: _Evaluation, stage: str) -> Callable[[], None]:
-    """Puts the adapter that a stage left behind into the model."""
-    from mmadapt.models import crome_adapter_state, load_crome_adapter, load_crome_adapter_state
-
-    folder = Path(run.recipe.out) / stage / "adapter"
-    if stage == "task":
-        state = crome_adapter_state(run.model)
-        state = {name: value.detach().clone() for name, value in state.items()}
-        return lambda: load_crome_adapter_state(run.model, state)
-    return lambda: load_crome_adapter(run.model, folder)
+def _swappers(run: _Evaluation) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Two functions that put what was trained before the last stage, and after it, in place."""
+    model, folder = run.model, Path(run.recipe.out) / "instruct" / ADAPTER
+    trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return (
+        lambda: load_trained(model, folder),
+        lambda: model.load_state_dict(trained, strict=False),
+    )
 
 
 def _text_alone(run: _Evaluation, source: DataSource) -> Forgetting | None:
