@@ -84,6 +84,8 @@ aurora-digits-retrieval: venv
 
 aurora-digits-vqa: venv
 	$(VENV)/bin/mmadapt train aurora_digits_vqa
+crome-digits: venv
+	$(VENV)/bin/mmadapt train crome_digits
 
 bench: venv
 	$(PY) -m bench

@@ -108,6 +108,7 @@ def ls() -> None:
     typer.echo(
         "  aurora  low-rank updates of all weights that share their factors; beside it: full, lora"
     )
+    typer.echo("  crome   a gated cross-modal adapter in front of a frozen language model")
     typer.echo("recipes")
     for name, headline in shipped().items():
         typer.echo(f"  {name}    {headline}")
@@ -160,6 +161,35 @@ def demo(
     outcome = _run(loaded)
     if ablations:
         _show(run_ablations(loaded, outcome, console=Console()))
+
+
+@app.command()
+def ablate(
+    recipe: RecipeArgument = "crome_digits",
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds per row, counted from 0.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A row to run; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a CROME recipe and every variation of its ablation grid; one report with all rows."""
+    from mmadapt.train import Console
+    from mmadapt.train.crome.ablations import VARIATIONS, run_crome_ablations
+    from mmadapt.train.errors import RecipeError
+
+    loaded = _load(recipe, overrides, None)
+    if loaded.method.type != "crome":
+        raise RecipeError(f"method.type: is {loaded.method.type}; PILL's rows: demo --ablations")
+    unknown = sorted(set(only or ()) - set(VARIATIONS))
+    if unknown:
+        raise RecipeError(f"--only {unknown[0]!r}: expected one of {', '.join(VARIATIONS)}")
+    console = Console()
+    outcome = _run(loaded)
+    names = only or tuple(VARIATIONS)
+    _show(
+        run_crome_ablations(loaded, outcome, names=names, seeds=range(seeds), console=console),
+        console,
+    )
 
 
 def _load(recipe: str, overrides: list[str] | None, model: str | None) -> Recipe:

@@ -7,9 +7,12 @@
 """
 
 from mmadapt.data.answers import MSRVTTQA, AnswerSample, VQAv2
+from mmadapt.data.balance import BalancedSampler, balanced_probabilities
 from mmadapt.data.blip_collate import AnswerCollator, RetrievalCollator, VisualLoader
 from mmadapt.data.captions import CaptionSample, KarpathyCaptions, VideoCaptions
 from mmadapt.data.collate import PillCollator
+from mmadapt.data.crome_collate import CromeCollator, PlainTemplate
+from mmadapt.data.crome_images import CromeImageProcessor
 from mmadapt.data.digit_scene_files import write_digit_scenes
 from mmadapt.data.digits_vqa import write_digits_vqa
 from mmadapt.data.errors import DataError
@@ -28,13 +31,17 @@ __all__ = [
     "READERS",
     "AnswerCollator",
     "AnswerSample",
+    "BalancedSampler",
     "CaptionSample",
+    "CromeCollator",
+    "CromeImageProcessor",
     "DataError",
     "KarpathyCaptions",
     "LlavaJson",
     "Mixture",
     "PillCollator",
     "PillTemplate",
+    "PlainTemplate",
     "RetrievalCollator",
     "Sample",
     "ScienceQA",
@@ -42,6 +49,7 @@ __all__ = [
     "VideoCaptions",
     "VisualLoader",
     "WrongAnswers",
+    "balanced_probabilities",
     "load",
     "write_digit_scenes",
     "write_digits_vqa",

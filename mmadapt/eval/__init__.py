@@ -21,6 +21,7 @@ from mmadapt.eval.results import (
     AblationRow,
     Accuracy,
     ComponentRow,
+    Drift,
     EvalRow,
     Forgetting,
     GateProfile,
@@ -30,6 +31,7 @@ from mmadapt.eval.results import (
     ScienceQATable,
     StageCurve,
     TextProbe,
+    Transfer,
 )
 from mmadapt.eval.scienceqa import (
     COLUMNS,
@@ -39,6 +41,7 @@ from mmadapt.eval.scienceqa import (
     has_image,
     scienceqa_table,
 )
+from mmadapt.eval.transfer import answer_drift
 
 __all__ = [
     "COLUMNS",
@@ -48,6 +51,7 @@ __all__ = [
     "Accuracy",
     "Comparison",
     "ComponentRow",
+    "Drift",
     "EvalRow",
     "Forgetting",
     "GateProfile",
@@ -62,6 +66,8 @@ __all__ = [
     "Table",
     "TextOnly",
     "TextProbe",
+    "Transfer",
+    "answer_drift",
     "blank_pixels",
     "chance_row",
     "comparison_table",

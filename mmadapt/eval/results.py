@@ -124,6 +124,75 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """Mean nats per answer token before and after, and KL(p_before || p_after) per answer token."""
+
+    before: float
+    after: float
+    divergence: float
+
+    @property
+    def loss_delta(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One more task after others: accuracies on the earlier ones (source) and on the new (target).
+
+    A, E, F, O, H and R are those of surveys of tuning methods, as fractions of one. `source` maps
+    each earlier task to its accuracy before and after; `restored` is the source again after the
+    weights from before were put back.
+    """
+
+    target: tuple[Accuracy, Accuracy]
+    source: dict[str, tuple[Accuracy, Accuracy]]
+    drift: Drift | None = None
+    restored: dict[str, Accuracy] = field(default_factory=dict)
+
+    @property
+    def target_score(self) -> float:
+        """A_T: accuracy on the new task after it was learnt."""
+        return self.target[1].percent / 100
+
+    def source_score(self, *, after: bool = True) -> float:
+        """A_S: mean accuracy over the earlier tasks."""
+        return sum(pair[after].percent for pair in self.source.values()) / len(self.source) / 100
+
+    @property
+    def gain(self) -> float:
+        """E = A_T after - before."""
+        return (self.target[1].percent - self.target[0].percent) / 100
+
+    @property
+    def forgetting(self) -> float:
+        """F = A_S after - before; negative means forgotten."""
+        return self.source_score() - self.source_score(after=False)
+
+    @property
+    def worst_forgetting(self) -> float:
+        """F of the earlier task that lost most."""
+        return min((b.percent - a.percent) / 100 for a, b in self.source.values())
+
+    @property
+    def overall(self) -> float:
+        """O = E + F."""
+        return self.gain + self.forgetting
+
+    @property
+    def harmonic_mean(self) -> float:
+        """H = 2 A_S A_T / (A_S + A_T)."""
+        source, target = self.source_score(), self.target_score
+        return 2 * source * target / (source + target) if source + target else 0.0
+
+    @property
+    def retention(self) -> float:
+        """R = A_S after / before."""
+        before = self.source_score(after=False)
+        return self.source_score() / before if before else math.nan
+
+
+@dataclass(frozen=True)
 class ComponentRow:
     """Parameter count of one component and how many of them each stage trains."""
 
@@ -214,6 +283,7 @@ class RunResults:
     parameters: list[ComponentRow] = field(default_factory=list)
     samples: list[SampleAnswer] = field(default_factory=list)
     ablation: Ablation | None = None
+    transfer: Transfer | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self, *, indent: int | None = 2) -> str:

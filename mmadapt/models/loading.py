@@ -41,7 +41,7 @@ def load_pretrained(
     """The backbone saved in folder `name` or published under that hub id.
 
     Any model of transformers' image-text-to-text family whose config tells the number of
-    placeholders of an image: BLIP-2 and LLaVA are supported. The model is returned in eval mode.
+    placeholders of an image: (Instruct)BLIP-2, LLaVA and CROME. It is returned in eval mode.
     `image_statistics` ("imagenet" or "clip") replaces the mean and deviation that pixels are
     normalised with; released PILL feeds ImageNet's to a BLIP-2 that learnt with CLIP's.
 
@@ -51,6 +51,8 @@ def load_pretrained(
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
     from transformers import AutoModelForImageTextToText as AutoModel
+
+    import mmadapt.models.crome  # noqa: F401  (registers CROME with the Auto classes)
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {sorted(_DTYPES)}, got {dtype!r}")
@@ -85,15 +87,20 @@ def load_pretrained(
 
 
 def num_image_tokens(config: Any) -> int:
-    """Placeholders of one image: BLIP-2's queries, or LLaVA's patches (plus CLS if it is kept).
+    """Placeholders of one image: BLIP-2's queries, LLaVA's patches (and CLS if kept), CROME's both.
 
     Raises:
         ValueError: another model family.
     """
-    if config.model_type == "blip-2":
+    if config.model_type in ("blip-2", "instructblip"):
         return config.num_query_tokens
     if config.model_type == "llava":
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (config.vision_feature_select_strategy == "full")
-    raise ValueError(f"config: expected model_type 'blip-2' or 'llava', got {config.model_type!r}")
+    if config.model_type == "mmadapt_crome":
+        return config.num_image_tokens
+    raise ValueError(
+        "config: expected model_type 'blip-2', 'instructblip', 'llava' or 'mmadapt_crome', got "
+        f"{config.model_type!r}"
+    )

@@ -6,6 +6,9 @@ from mmadapt.peft.aurora.explain import AuroraReport
 from mmadapt.peft.aurora.model import AuroraModel
 from mmadapt.peft.aurora.released import aurora_from_released, aurora_to_released
 from mmadapt.peft.components import components
+from mmadapt.peft.crome.config import CROME, CromeConfig
+from mmadapt.peft.crome.explain import CromeReport
+from mmadapt.peft.crome.model import CromeModel
 from mmadapt.peft.explain import explain
 from mmadapt.peft.pill.config import PILL, PillConfig
 from mmadapt.peft.pill.explain import WrapperReport
@@ -19,6 +22,9 @@ __all__ = [
     "AuroraConfig",
     "AuroraModel",
     "AuroraReport",
+    "CromeConfig",
+    "CromeModel",
+    "CromeReport",
     "GateProfile",
     "PillConfig",
     "PillModel",
@@ -35,4 +41,5 @@ __all__ = [
 ]
 
 register_tuner(AURORA, AuroraConfig, AuroraModel)
+register_tuner(CROME, CromeConfig, CromeModel)
 register_tuner(PILL, PillConfig, PillModel)

@@ -5,6 +5,7 @@ from torch.nn import Parameter
 
 from mmadapt.peft.aurora.layer import FACTORS, MODE
 from mmadapt.peft.aurora.query_transform import QUERY_TRANSFORM
+from mmadapt.peft.crome.layer import ADAPTER
 from mmadapt.peft.pill.layer import ATTENTION, GATE, PROJECTOR, SHARED, TEXT, VISION
 from mmadapt.peft.structure import PROJECTOR_NAMES, find_language_model
 
@@ -18,6 +19,7 @@ _ADAPTER_PARTS = {
     FACTORS: "shared_factors",
     MODE: "modes",
     **dict.fromkeys(QUERY_TRANSFORM, "query_transformation"),
+    ADAPTER: "adapter",
 }
 _ORDER = (
     *dict.fromkeys(_ADAPTER_PARTS.values()),
@@ -36,10 +38,10 @@ def components(model: nn.Module) -> dict[str, list[tuple[str, Parameter]]]:
 
     Keys, in this order and only where not empty: `projector` (the model's own and the adapters'),
     `vision_expert`, `text_expert`, `shared_expert`, `attention_adapter`, `gate` of PILL,
-    `shared_factors`, `modes`, `query_transformation` of Aurora, then what adapters leave alone
-    unless told otherwise: `matching_heads` (BLIP's), `vision_tower`, `qformer`, `language_model`,
-    `lm_head`. Every parameter is in exactly one of them; `requires_grad` tells what trains. Tied
-    weights are listed once.
+    `shared_factors`, `modes`, `query_transformation` of Aurora, `adapter` of CROME, then what
+    adapters leave alone unless told otherwise: `matching_heads` (BLIP's), `vision_tower`,
+    `qformer`, `language_model`, `lm_head`. Every parameter is in exactly one of them;
+    `requires_grad` tells what trains. Tied weights are listed once.
 
     Args:
         model: a Hugging Face model, with or without adapters, or a `PeftModel`.

@@ -3,11 +3,14 @@
 from torch import nn
 
 from mmadapt.peft.aurora.explain import AuroraReport, explain_aurora
+from mmadapt.peft.crome.explain import CromeReport, explain_crome
 from mmadapt.peft.pill.explain import WrapperReport
 from mmadapt.peft.pill.explain import explain as explain_pill
 
+Report = WrapperReport | AuroraReport | CromeReport
 
-def explain(model: nn.Module, tokens: int = 1024) -> list[WrapperReport | AuroraReport]:
+
+def explain(model: nn.Module, tokens: int = 1024) -> list[Report]:
     """How the adapters of a model run: fusion and backends; print the reports to read them.
 
     What depends on the input is answered for activations in the dtype of the layer, in the present
@@ -17,4 +20,5 @@ def explain(model: nn.Module, tokens: int = 1024) -> list[WrapperReport | Aurora
         model: a `PeftModel`, or a model with an injected adapter of this package.
         tokens: how many tokens the call would have, which the choice of a backend may depend on.
     """
-    return [*explain_pill(model, tokens), *explain_aurora(model, tokens)]
+    reports = (explain_pill, explain_aurora, explain_crome)
+    return [report for explain_method in reports for report in explain_method(model, tokens)]

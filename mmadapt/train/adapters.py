@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from mmadapt.train.crome.weights import is_crome, load_trained, save_trained
 from mmadapt.train.errors import RunError
 
 
@@ -19,6 +20,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
     """
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
+    if is_crome(model):
+        load_trained(model, folder)
+        return
     saved = load_peft_weights(str(folder), device="cpu")
     live = get_peft_model_state_dict(model)
     missing, unknown = sorted(live.keys() - saved.keys()), sorted(saved.keys() - live.keys())
@@ -32,6 +36,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
     """Write the adapter folder so that it is there completely or not at all."""
+    if is_crome(model):
+        save_trained(model, folder)
+        return
     scratch = folder.with_name(folder.name + ".partial")
     if scratch.exists():
         shutil.rmtree(scratch)

@@ -24,6 +24,10 @@ def make_data(recipe: Recipe) -> None:
     from mmadapt.data import write_digits_vqa
 
     write_digits_vqa(recipe.data.root, **_arguments(recipe.data.make_args, "data.make_args"))
+    if recipe.data.make == "digits_turned":
+        from mmadapt.data.digits_turned import write_turned_digits
+
+        write_turned_digits(recipe.data.root, f"{recipe.data.root}_turned")
 
 
 def make_backbone(recipe: Recipe, console: Console) -> None:
@@ -158,6 +162,9 @@ def stage_dataset(recipe: Recipe, stage: str) -> Any:
 
 def collator(pretrained: Any, *, max_length: int, with_labels: bool) -> Any:
     """Labelled, right-padded batches for training, or left-padded prompts for generation."""
+    own = getattr(pretrained, "collator", None)
+    if own is not None:
+        return own(max_length=max_length, with_labels=with_labels)
     from mmadapt.data import PillCollator
 
     return PillCollator(

@@ -11,6 +11,7 @@ from mmadapt.train.config import Rates
 from mmadapt.train.errors import RecipeError
 
 Components = dict[str, list[tuple[str, nn.Parameter]]]
+_NOT_RATES = {"default", "schedule", "warmup_epochs", "start_lr", "warmup_steps"}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -52,7 +53,7 @@ def parameter_groups(
         RecipeError: the recipe gives a rate to a component that this stage does not train.
     """
     chosen = trainable(components)
-    for name in Rates.model_fields.keys() - {"default", "schedule", "warmup_epochs"}:
+    for name in Rates.model_fields.keys() - _NOT_RATES:
         if getattr(rates, name) is not None and name not in chosen:
             raise RecipeError(
                 f"stages.{stage}.lr.{name}: this stage trains no {name}; it trains "
@@ -61,7 +62,7 @@ def parameter_groups(
     groups = []
     for name, tensors in chosen.items():
         for decay in (True, False):
-            params = [p for _, p in tensors if (p.ndim >= 2) == decay]
+            params = [p for key, p in tensors if decays(key, p) == decay]
             if params:
                 groups.append(
                     {
@@ -72,6 +73,11 @@ def parameter_groups(
                     }
                 )
     return groups
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases and norms, stacked ones included."""
+    return parameter.ndim >= 2 and not name.endswith(("bias", "norm_weight"))
 
 
 def judged_for_gradients(components: Components, *, stage: str) -> Components:

@@ -6,12 +6,13 @@ setting that is silently ignored. `loading.py` turns files and overrides into a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-STAGES = ("align", "instruct")
+STAGES = ("align", "instruct", "task")
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=math.inf)]
@@ -56,6 +57,42 @@ class PillMethod(_Strict):
     layers_to_transform: int | list[int] | None = None
 
 
+class CromeMethod(_Strict):
+    """CROME (arXiv 2408.06610) from a BLIP-2, InstructBLIP or CROME checkpoint.
+
+    The upper fields are those of `mmadapt.models.CromeModelConfig` (`rank` is its `adapter_rank`,
+    and so on), null for its default; the lower ones say what the model is fed.
+    """
+
+    type: Literal["crome"]
+    rank: Count | None = None
+    residual_scale: float = 1.0
+    pre_norm: bool = False
+    bias: bool = False
+    gated: bool = True
+    share_up: bool = True
+    share_input: bool = False
+    branches: list[Literal["visual", "text"]] = Field(default_factory=lambda: ["visual", "text"])
+    reading: Literal["R1", "R2"] = "R1"
+    order: list[Literal["text", "visual", "instruction"]] | None = None
+    qformer_tap: Count | None = None
+    patch_tap: Count | Literal["bliva"] | None = None
+    keep_cls: bool = False
+    instruction_aware: bool = True
+    adapter_in_align: bool = True  # false: stage (a) trains the projections alone
+    # what stage (c) trains, to compare with the adapter
+    task_trains: list[Literal["adapter", "projector", "qformer"]] = Field(
+        default_factory=lambda: ["adapter"], min_length=1
+    )
+
+    template: Literal["plain", "pill"] = "plain"  # marks around questions
+    crop: bool = True  # random crops and flips of training images
+    flip: bool = True
+    max_instruction: Annotated[int, Field(ge=2)] = 128
+    max_answer: Annotated[int, Field(ge=2)] = 256
+    max_question: Annotated[int, Field(ge=2)] = 128  # the Q-Former's
+
+
 class WrongAnswers(_Strict):
     """Wrong-answer augmentation of the training texts (docs/pill.md)."""
 
@@ -81,7 +118,7 @@ class DataConfig(_Strict):
     """Root of the data, or a data set the recipe writes itself (`make: digits`)."""
 
     root: str | None = None
-    make: Literal["digits"] | None = None
+    make: Literal["digits", "digits_turned"] | None = None  # the latter: upright and turned
     make_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -98,7 +135,9 @@ class Rates(_Strict):
 
     schedule "hf" leaves the shape to `train.lr_scheduler_type` and `train.warmup_steps`;
     "pill" is the released PILL schedule: linear warm-up from 0 over `warmup_epochs` (may be a
-    fraction), then half a cosine to 0 over `train.num_train_epochs`.
+    fraction), then half a cosine to 0 over `train.num_train_epochs`. "per_step" and "per_epoch" are
+    CROME's: linear from `start_lr` over `warmup_steps`, then half a cosine to 0, by the step or by
+    the epoch.
     """
 
     default: LearningRate
@@ -108,8 +147,12 @@ class Rates(_Strict):
     shared_expert: LearningRate | None = None
     attention_adapter: LearningRate | None = None
     gate: LearningRate | None = None
-    schedule: Literal["hf", "pill"] = "hf"
+    adapter: LearningRate | None = None
+    qformer: LearningRate | None = None
+    schedule: Literal["hf", "pill", "per_step", "per_epoch"] = "hf"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    start_lr: LearningRate = 1e-8
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
 
     @model_validator(mode="after")
     def _warmup_belongs_to_pill(self) -> Rates:
@@ -134,6 +177,8 @@ class StageConfig(_Strict):
     lr: Rates
     max_length: Count = 512
     flush_tail: bool = False  # train on an epoch's incomplete last accumulation group too
+    # sqrt: draw data sets in proportion to the root of their size, with repetition
+    sampling: Literal["shuffle", "sqrt"] = "shuffle"
     train: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -143,8 +188,10 @@ class StageConfig(_Strict):
                 "lr.schedule: pill counts epochs; set train.num_train_epochs, not max_steps"
             )
         idle = _HF_SCHEDULE & self.train.keys()
-        if self.lr.schedule == "pill" and idle:
-            raise ValueError(f"lr.schedule: pill does not read train.{sorted(idle)[0]}")
+        if self.lr.schedule != "hf" and idle:
+            raise ValueError(
+                f"lr.schedule: {self.lr.schedule} does not read train.{sorted(idle)[0]}"
+            )
         return self
 
 
@@ -175,11 +222,11 @@ class Recipe(_Strict):
     """A whole run: backbone, method, stages in order, evaluation."""
 
     model: ModelConfig
-    method: PillMethod
+    method: Annotated[PillMethod | CromeMethod, Field(discriminator="type")]
     out: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig = Field(default_factory=DataConfig)
-    stages: Annotated[dict[Literal["align", "instruct"], StageConfig], Field(min_length=1)]
+    stages: Annotated[dict[Literal["align", "instruct", "task"], StageConfig], Field(min_length=1)]
     eval: EvalConfig | None = Field(default_factory=EvalConfig)
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
 
@@ -194,6 +241,14 @@ class Recipe(_Strict):
     @field_validator("stages")
     @classmethod
     def _align_comes_first(cls, value: dict[str, StageConfig]) -> dict[str, StageConfig]:
-        if list(value) == ["instruct", "align"]:
-            raise ValueError("align must stand before instruct: stages run in file order")
+        names = list(value)
+        for early, late in itertools.combinations(STAGES, 2):
+            if early in names and late in names and names.index(early) > names.index(late):
+                raise ValueError(f"{early} must stand before {late}: stages run in file order")
         return value
+
+    @model_validator(mode="after")
+    def _pill_has_two_stages(self) -> Recipe:
+        if self.method.type == "pill" and "task" in self.stages:
+            raise ValueError("stages.task: is a stage of CROME, method.type is pill")
+        return self

@@ -73,6 +73,10 @@ def evaluate_run(
 ) -> RunResults:
     """Everything the report shows about a trained model, in `set_stage("instruct")` or "align"."""
     config, source = _config(recipe), evaluation_source(recipe)
+    if recipe.method.type == "crome":
+        from mmadapt.train.crome.evaluation import evaluate_crome
+
+        return evaluate_crome(recipe, model, pretrained, manifest, console, source)
     dataset = load_source(source, seed=recipe.seed, where="eval.data")
     prompts = collator(pretrained, max_length=config.max_length, with_labels=False)
     labelled = collator(pretrained, max_length=config.max_length, with_labels=True)

@@ -13,7 +13,7 @@ from mmadapt.train.components import Components
 from mmadapt.train.errors import GuardError
 
 # Components whose gradient comes from image tokens alone: not judged on a step without one.
-VISUAL = {"projector", "vision_expert", "gate", "vision_tower", "qformer"}
+VISUAL = {"projector", "vision_expert", "gate", "adapter", "vision_tower", "qformer"}
 
 
 def samples_to_judge(image_fraction: float) -> int | None:

@@ -133,7 +133,10 @@ def _unknown_stage(loc: Sequence[Any]) -> str:
 
 
 def _explain(error: Any, schema: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in error["loc"]) or "recipe"
+    loc = list(error["loc"])
+    if loc[:1] == ["method"]:
+        del loc[1:2]  # which of the methods it is: known from method.type
+    path = ".".join(str(part) for part in loc) or "recipe"
     if error["type"] == "extra_forbidden":
         known = _keys_at(schema, error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)

@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmadapt.eval import RunResults
-from mmadapt.train.adapters import load_adapter
-from mmadapt.train.build import (
-    add_adapter,
-    device,
-    load_backbone,
-    load_source,
-    make_backbone,
-    make_data,
-)
+from mmadapt.train.build import device, load_source, make_backbone, make_data
 from mmadapt.train.checkpoints import write_text_atomic
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RunError
@@ -25,6 +17,7 @@ from mmadapt.train.evaluation import evaluate_run, evaluation_source, report, su
 from mmadapt.train.launch import process_state
 from mmadapt.train.loading import dump_recipe, load_recipe
 from mmadapt.train.manifest import Manifest
+from mmadapt.train.methods import enter_stage, load_finished, prepare
 from mmadapt.train.outcome import METRICS, RESOLVED, RunOutcome
 from mmadapt.train.ui import Console
 
@@ -67,8 +60,7 @@ def train(recipe: Recipe, *, restart: bool = False, console: Console | None = No
     done = all(manifest.is_done(name) for name in recipe.stages)
     if done and (recipe.eval is None or manifest.evaluation(recipe)):
         return _finished(recipe, manifest, console)
-    pretrained = load_backbone(recipe.model)
-    model = add_adapter(pretrained.model, recipe)
+    pretrained, model = prepare(recipe)
     _train_stages(recipe, model, pretrained, manifest, console)
     if recipe.eval is None or not state.is_main_process:
         return RunOutcome(run_dir)
@@ -100,8 +92,7 @@ def evaluate(
     for name in recipe.stages:
         if not manifest.is_done(name):
             raise RunError(f"{run_dir}: stage {name!r} is not finished; run `mmadapt train` first")
-    pretrained = load_backbone(recipe.model)
-    model = add_adapter(pretrained.model, recipe)
+    pretrained, model = prepare(recipe)
     _train_stages(recipe, model, pretrained, manifest, console)
     return _evaluate(recipe, model, pretrained, manifest, console)
 
@@ -109,17 +100,16 @@ def evaluate(
 def _train_stages(
     recipe: Recipe, model: Any, pretrained: Any, manifest: Manifest, console: Console
 ) -> None:
-    from mmadapt.peft import set_stage
     from mmadapt.train.stages import ADAPTER, run_stage
 
     names = list(recipe.stages)
     finished = [name for name in names if manifest.is_done(name)]
     if finished:
-        load_adapter(model, Path(recipe.out) / finished[-1] / ADAPTER)
+        load_finished(recipe, model, [Path(recipe.out) / name / ADAPTER for name in finished])
         console.say(f"already trained: {', '.join(finished)}")
     for name in names[len(finished) :]:
         run_stage(recipe, name, model, pretrained, manifest, console)
-    set_stage(model, names[-1])
+    enter_stage(recipe, model, names[-1])
 
 
 def _evaluate(

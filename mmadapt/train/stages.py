@@ -17,6 +17,7 @@ from mmadapt.train.components import count, trainable
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RecipeError
 from mmadapt.train.manifest import Manifest
+from mmadapt.train.methods import components_of, enter_stage
 from mmadapt.train.trainer import StageTrainer
 from mmadapt.train.ui import Console
 from mmadapt.train.versions import git_commit, versions
@@ -32,12 +33,10 @@ def run_stage(
     Leaves `<out>/<name>/adapter` behind, and the stage marked done in the manifest. The model
     holds the stage's last weights.
     """
-    from mmadapt.peft import components, set_stage
-
     state = PartialState()
     stage, folder = recipe.stages[name], Path(recipe.out) / name
-    set_stage(model, name)
-    parts = components(model)
+    enter_stage(recipe, model, name)
+    parts = components_of(recipe, model)
     if not trainable(parts):
         raise RecipeError(f"stages.{name}: method {recipe.method.type} leaves nothing to train")
     if state.is_main_process:

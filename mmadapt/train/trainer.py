@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from mmadapt.data import BalancedSampler
 from mmadapt.train.adapters import load_adapter
 from mmadapt.train.callbacks import EpochCallback, StageProgress
 from mmadapt.train.components import Components, judged_for_gradients, parameter_groups
 from mmadapt.train.config import StageConfig
+from mmadapt.train.crome.schedule import crome_schedule
+from mmadapt.train.crome.weights import is_crome, write_trained
 from mmadapt.train.errors import RunError
 from mmadapt.train.guards import Guards, image_fraction
 from mmadapt.train.resumable import ResumableTrainer
@@ -60,13 +64,13 @@ class StageTrainer(ResumableTrainer):
         self.stage_name, self.stage, self.components = name, stage, components
         self.image_token_id = image_token_id
         samples = args.per_device_train_batch_size * args.world_size
-        self._sampler = EpochSampler(
-            len(dataset),
-            seed=args.seed,
-            multiple=1 if stage.flush_tail else samples * args.gradient_accumulation_steps,
-        )
+        multiple = 1 if stage.flush_tail else samples * args.gradient_accumulation_steps
+        self._sampler = EpochSampler(len(dataset), seed=args.seed, multiple=multiple)
+        if stage.sampling == "sqrt":
+            sizes = [len(member) for member in dataset.datasets]
+            self._sampler = BalancedSampler(sizes, num_samples=len(self._sampler), seed=args.seed)
         self._micro_batches = max(1, len(dataset) // samples)
-        self._takes_pixels = _base(model).main_input_name == "pixel_values"
+        self._takes_pixels = _base(model).main_input_name == "pixel_values" or is_crome(model)
         self._guards = Guards(
             judged_for_gradients(components, stage=name),
             stage=name,
@@ -74,7 +78,8 @@ class StageTrainer(ResumableTrainer):
             image_fraction=image_fraction(dataset),
         )
         self.add_callback(self._guards)
-        receivers = [r for r in (self._sampler, dataset) if hasattr(r, "set_epoch")]
+        candidates = (self._sampler, dataset, collator)
+        receivers = [r for r in candidates if hasattr(r, "set_epoch")]
         self.add_callback(EpochCallback(*receivers))
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -93,19 +98,33 @@ class StageTrainer(ResumableTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        if self.stage.lr.schedule != "pill":
+        if self.stage.lr.schedule == "hf":
             return super().create_scheduler(num_training_steps, optimizer)
+        if self.stage.lr.schedule != "pill":
+            self.lr_scheduler = crome_schedule(
+                optimizer or self.optimizer,
+                self.stage.lr.schedule,
+                start_lr=self.stage.lr.start_lr,
+                warmup_steps=self.stage.lr.warmup_steps,
+                total_steps=num_training_steps,
+                steps_per_epoch=self._steps_per_epoch(),
+            )
+            self._created_lr_scheduler = True
+            return self.lr_scheduler
         accumulation = self.args.gradient_accumulation_steps
         self.lr_scheduler = pill_schedule(
             optimizer or self.optimizer,
             epochs=self.args.num_train_epochs,
             warmup=self.stage.lr.warmup_epochs,
-            steps_per_epoch=-(-len(self._sampler) // self._samples_per_step()),
+            steps_per_epoch=self._steps_per_epoch(),
             accumulation=accumulation,
             micro_batches_per_epoch=self._micro_batches,
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self._sampler) // self._samples_per_step())
 
     def _samples_per_step(self) -> int:
         args = self.args
@@ -117,9 +136,19 @@ class StageTrainer(ResumableTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
         self._guards.see(inputs)
         if not self._takes_pixels and not bool((inputs["input_ids"] == self.image_token_id).any()):
-            # LLaVA refuses an image that no token stands for; BLIP-2 cannot run without one
+            # LLaVA refuses an image that no token stands for; BLIP-2 cannot run without one, and
+            # CROME reaches what trains through it
             inputs.pop("pixel_values", None)
         return super().compute_loss(model, inputs, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As Trainer does, but of a CROME model only what trains."""
+        if not is_crome(self.model):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_trained(self.model, folder)
 
     def release(self) -> None:
         """Drop optimizer and wrappers, so that the next stage starts with a bare model."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from mmadapt import models
 from mmadapt.train.arguments import build_arguments
 from mmadapt.train.build import load_source, pill_config, stage_dataset
 from mmadapt.train.components import count, parameter_groups, trainable
 from mmadapt.train.config import Recipe
 from mmadapt.train.errors import RecipeError
 from mmadapt.train.evaluation import evaluation_source
+from mmadapt.train.methods import components_of, enter_stage
 from mmadapt.train.ui import Console
 
 
@@ -52,12 +54,10 @@ def _check_model(recipe: Recipe, console: Console) -> list[str]:
         model = meta_model(recipe)
     except (OSError, ValueError) as error:
         return [f"model.name: {error}"]
-    from mmadapt.peft import components, set_stage
-
     problems = []
     for name, stage in recipe.stages.items():
-        set_stage(model, name)
-        parts = components(model)
+        enter_stage(recipe, model, name)
+        parts = components_of(recipe, model)
         console.parameters(name, count(parts))
         try:
             parameter_groups(parts, stage.lr, weight_decay=0.0, stage=name)
@@ -73,13 +73,21 @@ def meta_model(recipe: Recipe) -> Any:
     import transformers
     from peft import get_peft_model
 
+    import mmadapt.models.crome  # noqa: F401  (registers CROME with the Auto classes)
+
     config = transformers.AutoConfig.from_pretrained(recipe.model.name)
     architecture = (config.architectures or ["none"])[0]
     model_class = getattr(transformers, architecture, None)
+    if architecture == "CromeForConditionalGeneration":
+        model_class = models.CromeForConditionalGeneration
     if model_class is None:
         raise ValueError(f"{recipe.model.name}: transformers has no class {architecture}")
     with torch.device("meta"):
         base = model_class(config)
+        if recipe.method.type == "crome":
+            from mmadapt.train.crome.build import crome_from
+
+            return crome_from(base, recipe.method, qformer_vocab_size=None)
         return get_peft_model(base, pill_config(recipe.method, stage=next(iter(recipe.stages))))
 
 

@@ -85,7 +85,7 @@ def test_unknown_dtype_is_named(blip2_folder):
 
 
 def test_language_model_alone_is_refused():
-    with pytest.raises(ValueError, match=r"model_type 'blip-2' or 'llava', got 'llama'"):
+    with pytest.raises(ValueError, match="'llava' or 'mmadapt_crome', got 'llama'"):
         num_image_tokens(LlamaConfig(**SMALL))
 
 

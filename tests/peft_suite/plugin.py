@@ -12,14 +12,17 @@ import torch
 import transformers
 from not_applicable import NOT_APPLICABLE
 
-from mmadapt.peft import AuroraConfig, PillConfig
+from mmadapt.peft import AuroraConfig, CromeConfig, PillConfig
 
 TASK = {"task_type": "CAUSAL_LM"}
-METHODS = (PillConfig, AuroraConfig)
+METHODS = (PillConfig, AuroraConfig, CromeConfig)
 CONFIGS = [
     (PillConfig, {**TASK, "rank": 4}),
     (PillConfig, {**TASK, "rank": 4, "gate": "static", "adapter": "linear"}),
     (PillConfig, {**TASK, "rank": 4, "gate_heads": "q", "experts": "shared"}),
+    # A bare language model has no projector: its prompt takes the text branch.
+    (CromeConfig, {**TASK, "rank": 4, "instruction": "always"}),
+    (CromeConfig, {**TASK, "rank": 4, "instruction": "always", "adapter_bias": True}),
     (AuroraConfig, {**TASK, "rank": 4, "branch_dropout": 0.0}),
     (AuroraConfig, {**TASK, "rank": 4, "branch_dropout": 0.0, "core": "diagonal"}),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mmadapt.eval.results import Ablation, Accuracy, EvalRow, RunResults
+from mmadapt.eval.results import Ablation, Accuracy, EvalRow, RunResults, Transfer
 from mmadapt.eval.scienceqa import COLUMNS
 
 
@@ -25,6 +25,7 @@ def format_tables(results: RunResults) -> list[Table]:
         _scienceqa(results),
         _skills(results),
         _forgetting(results),
+        _transfer(results.transfer),
         _ablation(results.ablation),
         _parameters(results),
         _wall_time(results),
@@ -120,6 +121,29 @@ def _forgetting(results: RunResults) -> Table | None:
     ]
     return Table(
         "forgetting", "Text-only questions", ["measure", "before", "after", "change"], rows
+    )
+
+
+def _transfer(transfer: Transfer | None) -> Table | None:
+    if transfer is None:
+        return None
+    rows = [
+        ["new task", *map(accuracy_text, transfer.target), ""],
+        *(
+            [name, *map(accuracy_text, pair), accuracy_text(transfer.restored.get(name))]
+            for name, pair in transfer.source.items()
+        ),
+    ]
+    if transfer.drift is not None:
+        drift = transfer.drift
+        rows.append(["nats per answer token", f"{drift.before:.4g}", f"{drift.after:.4g}", ""])
+    title = (
+        f"One more task: gain E = {transfer.gain:+.3f}, forgetting F = {transfer.forgetting:+.3f} "
+        f"(worst {transfer.worst_forgetting:+.3f}), O = {transfer.overall:+.3f}, H = "
+        f"{transfer.harmonic_mean:.3f}, retention R = {transfer.retention:.3f}"
+    )
+    return Table(
+        "transfer", title, ["task", "before, %", "after, %", "old adapter put back, %"], rows
     )
 
 

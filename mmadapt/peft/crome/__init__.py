@@ -1,0 +1,1 @@
+"""CROME's adapter as a PEFT method."""
