@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.case import BOTH, Case, as_tuple
+from bench.case import BACKWARD, BOTH, Case, as_tuple
 
 
 def peak_bytes(call: Callable[[int], object], device: torch.device) -> int | None:
@@ -51,6 +51,7 @@ def launches(call: Callable[[int], object], device: torch.device) -> int | None:
         return None
     from torch.profiler import ProfilerActivity, profile
 
+    call(0)  # a backward runs its forward in the first call
     torch.cuda.synchronize()
     try:
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -64,7 +65,10 @@ def launches(call: Callable[[int], object], device: torch.device) -> int | None:
 
 def memory(case: Case, provider: str, kind: str) -> dict[str, int | None]:
     saved = kind == BOTH and case.providers[provider].gated
+    call = case.make(provider, kind)
+    if kind == BACKWARD:
+        call(0)  # its forward
     return {
-        "peak_bytes": peak_bytes(case.make(provider, kind), case.device),
+        "peak_bytes": peak_bytes(call, case.device),
         "saved_bytes": saved_bytes(case, provider) if saved else None,
     }
