@@ -26,6 +26,11 @@ def saved_bytes(case: Case, provider: str) -> int:
     """Bytes of distinct storages kept for backward that are none of the case's own tensors."""
     tensors = case.inputs(provider)[0]
     own = {_storage(t) for t in tensors.values()}
+    return kept_bytes(lambda: as_tuple(case.providers[provider].function(**tensors)), own)
+
+
+def kept_bytes(forward: Callable[[], object], own: set[int]) -> int:
+    """Bytes of distinct storages that `forward` keeps for backward, without those in `own`."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ def saved_bytes(case: Case, provider: str) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # Held until the count is read, or a freed storage's address could serve twice.
-        held = as_tuple(case.providers[provider].function(**tensors))
+        held = forward()
     total = sum(kept.values())
     del held
     return total

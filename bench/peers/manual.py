@@ -97,3 +97,45 @@ class LoRA(torch.autograd.Function):
             dx = (dy @ weight).addmm_(dz, a).view(ctx.shape)
         db = (dy.t() @ z).mul_(ctx.scale)
         return dx, None, dz.t() @ rows, db, None
+
+
+class LoRAMLP(torch.autograd.Function):
+    """``down(silu(gate x) * up x)``, each with its LoRA: one node that saves x, gate x and up x.
+
+    `weights` are (W, A, B) of gate, up and down in this order, W frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: float, *weights: Tensor):
+        rows = x.flatten(0, -2)
+        gate, up = _lora(rows, *weights[0:3], s), _lora(rows, *weights[3:6], s)
+        ctx.save_for_backward(rows, gate, up, *weights)
+        ctx.scale, ctx.shape = s, x.shape
+        y = _lora(silu(gate).mul_(up), *weights[6:9], s)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor):
+        rows, gate, up, *weights = ctx.saved_tensors
+        dy, s = dy.flatten(0, -2), ctx.scale
+        activated = silu(gate)
+        dh, *ddown = _lora_backward(dy, activated * up, *weights[6:9], s)
+        dgate = torch.ops.aten.silu_backward(dh * up, gate)
+        dup = dh.mul_(activated)
+        dx, *dgates = _lora_backward(dgate, rows, *weights[0:3], s)
+        dx_up, *dups = _lora_backward(dup, rows, *weights[3:6], s)
+        dx.add_(dx_up)
+        return dx.view(ctx.shape), None, None, *dgates, None, *dups, None, *ddown
+
+
+def _lora(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
+    return (x @ weight.t()).addmm_(x @ a.t(), b.t(), alpha=s)
+
+
+def _lora_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, s: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dA, dB; x A^T is computed again."""
+    dz = (dy @ b).mul_(s)
+    dx = (dy @ weight).addmm_(dz, a)
+    return dx, dz.t() @ x, (dy.t() @ (x @ a.t())).mul_(s)
