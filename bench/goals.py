@@ -58,17 +58,21 @@ class Problem:
         assert not missing, missing
         return case
 
-    def with_cuda(self, *bounds: float) -> Problem:
-        """The same goals for the CUDA backend, with its own bounds, where there is one."""
-        if CUDA not in backends("swiglu_adapter"):
+    def with_cuda(self, *bounds: float, op: str = "swiglu_adapter") -> Problem:
+        """The same goals for the CUDA backend of `op`, with its own bounds, where there is one."""
+        if CUDA not in backends(op):
             return self
         more = tuple(
-            dataclasses.replace(goal, text=f"CUDA: {goal.text}", bound=bound, provider=CUDA)
-            for goal, bound in zip(self.goals, bounds, strict=False)
+            dataclasses.replace(
+                goal,
+                text=f"CUDA: {goal.text}",
+                bound=bound,
+                provider=(goal.provider or OURS).replace(OURS, CUDA),
+            )
+            for goal, bound in zip(self.goals, bounds, strict=True)
         )
-        return dataclasses.replace(
-            self, providers=(*self.providers, CUDA), goals=(*self.goals, *more)
-        )
+        providers = dict.fromkeys((*self.providers, *(goal.provider for goal in more)))
+        return dataclasses.replace(self, providers=(*providers,), goals=(*self.goals, *more))
 
 
 def over(*others: str) -> Callable[[Rows, Case], float | None]:
@@ -165,7 +169,7 @@ PROBLEMS = (
     Problem(
         gate, (8192, 32, 128), "projected", ("copy", "where", OURS, "triton-inplace"),
         (GATE, dataclasses.replace(GATE, text=f"{GATE.text}, in place", provider="triton-inplace")),
-    ),
+    ).with_cuda(60.0, 60.0, op="projected_modality_gate"),
     Problem(
         cp_linear, (8192, 4096, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
         (_gemm(1.06),),

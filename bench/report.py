@@ -47,6 +47,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         cells = [_cells(row) for row in members]
         shown = [HEAD, *(c for c in cells if len(c) > 2)]
         widths = [max(len(line[i]) for line in shown) for i in range(len(HEAD))]
+        widths[0] = max(len(line[0]) for line in (HEAD, *cells))
         lines = [" | ".join(key) + counts]
         for line in [HEAD, *cells]:
             if len(line) == 2:

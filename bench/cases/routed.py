@@ -148,8 +148,10 @@ def sorted_by_expert(
     ) -> Tensor:
         gate, down, up = (w.to(x.dtype) for w in (gate, down, up))
         n = rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)
-        rows = apply(n[order], gate, down, up.expand(gate.shape[0], -1, -1), sizes, ends)
-        return (x if residual == "input" else n) + rows[back]
+        rows = apply(
+            n.index_select(0, order), gate, down, up.expand(gate.shape[0], -1, -1), sizes, ends
+        )
+        return (x if residual == "input" else n) + rows.index_select(0, back)
 
     return run
 
@@ -171,7 +173,8 @@ def grouped(
     """torch's grouped GEMM: two launches whatever the number of experts."""
     both = torch.cat((gate, down), 1).transpose(1, 2)
     pre_gate, pre_down = torch._grouped_mm(rows, both, offs=ends).chunk(2, -1)
-    return torch._grouped_mm(silu(pre_gate) * pre_down, up.transpose(1, 2), offs=ends)
+    up = up.contiguous().transpose(1, 2)
+    return torch._grouped_mm(silu(pre_gate) * pre_down, up, offs=ends)
 
 
 def no_grouped(dtype: torch.dtype) -> str | None:
