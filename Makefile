@@ -15,11 +15,12 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-gpu lint format \
-	clean
+.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 demo bench bench-overhead bench-gpu \
+	bench-gpu-subset bench-gpu-all performance lint format clean
 
 help:
-	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench | bench-gpu | lint |"
+	@echo "make demo | test | test-slow | test-peft | test-triton36 | sm90 | bench |"
+	@echo "     bench-overhead | bench-gpu | bench-gpu-subset | bench-gpu-all | performance | lint |"
 	@echo "     format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
@@ -70,8 +71,24 @@ demo: venv
 bench: venv
 	$(PY) -m bench
 
+# Host time of a call against the committed baseline.
+bench-overhead: venv
+	$(PY) -m pytest -p no:xdist bench/test_overhead.py
+
 bench-gpu: venv
 	$(PY) -m bench.run goals
+
+# The subset that fits into a quarter of an hour, in the order of bench/README.md. What fails does
+# not keep the rest from running; the last line tells.
+bench-gpu-subset: venv
+	PY=$(PY) sh bench/gpu.sh subset
+
+bench-gpu-all: venv
+	PY=$(PY) sh bench/gpu.sh all
+
+performance: venv
+	$(PY) docs/update_performance.py
+	$(PY) docs/update_readme.py
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ STYLE = {
     "frozen-gemm": "#b8bec5",
 }
 """One colour a provider in every picture; ours are blue and vermilion."""
+INPLACE = "-inplace"
 DASHED = ("copy", "frozen-gemm", "reference")
 DPI = 144
 
@@ -95,8 +97,8 @@ def figures(found: list[Run]) -> Iterator[tuple[str, Figure]]:
 
 
 def slug(*parts: object) -> str:
-    text = "-".join(str(part) for part in parts)
-    return "".join(c if c.isalnum() else "-" for c in text.lower())
+    text = "-".join(str(part) for part in parts).lower()
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -114,20 +116,28 @@ def _source(figure: Figure, groups: Sequence[Group]) -> None:
     """A line under the picture: where and with what this was measured."""
     machine = groups[0].run.machine
     names = sorted({group.run.path.name for group in groups})
-    device = machine["gpu"] or f"CPU, {machine.get('threads', '?')} threads"
+    device = machine["gpu"] or f"CPU (threads: {machine.get('threads', '?')})"
     text = f"{device}, torch {machine['torch']}; {', '.join(names)}"
     figure.supxlabel(text, fontsize=6.5, color=FLOOR)
+
+
+def _colour(provider: str) -> str:
+    return STYLE.get(provider.removesuffix(INPLACE), FLOOR)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _line(axes: Axes, name: str, x: list[float], rows: list[Row]) -> None:
     middle, low, high = ([r["ms"][p] for r in rows] for p in ("p50", "p20", "p80"))
     ours = records.is_ours(name)
     axes.plot(
-        x, middle, label=name, color=STYLE.get(name, FLOOR), marker="o", markersize=3.5,
+        x, middle, label=name, color=_colour(name), marker="o", markersize=3.5,
         linewidth=2.2 if ours else 1.4, linestyle=(0, (3, 2)) if name in DASHED else "-",
         zorder=3 if ours else 2,
     )  # fmt: skip
-    axes.fill_between(x, low, high, color=STYLE.get(name, FLOOR), alpha=0.15, linewidth=0)
+    axes.fill_between(x, low, high, color=_colour(name), alpha=0.15, linewidth=0)
 
 
 def over_tokens(cases: list[Group]) -> Iterator[tuple[str, Figure]]:
@@ -212,7 +222,7 @@ def roofline(cases: list[Group]) -> Iterator[tuple[str, Figure]]:
             x, y = zip(*place, strict=True)
             ours = records.is_ours(name)
             axes.scatter(
-                x, y, label=name, s=34 if ours else 20, color=STYLE.get(name, FLOOR),
+                x, y, label=name, s=34 if ours else 20, color=_colour(name),
                 edgecolors="white", linewidths=0.6, zorder=3 if ours else 2,
                 marker="o" if ours else "^",
             )  # fmt: skip
@@ -273,13 +283,17 @@ def _bars(
         rows = group.by(key)
         lengths = [value(rows[n]) if n in rows else None for n in names]
         each.barh(
-            names, [v or 0.0 for v in lengths], color=[STYLE.get(n, FLOOR) for n in names],
+            names, [v or 0.0 for v in lengths], color=[_colour(n) for n in names],
             height=0.68,
         )  # fmt: skip
         for y, v in enumerate(lengths):
-            each.text(v or 0.0, y, f" {v:.3g}" if v else " -", va="center", fontsize=8, color=INK)
+            each.text(
+                v or 0.0, y, f" {_number(v)}" if v else " -", va="center", fontsize=8, color=INK
+            )
         each.invert_yaxis()
         each.grid(False, axis="y")
+        each.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        each.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: _number(v) if v else "0"))
         each.set_xlim(0, 1.18 * max([v for v in lengths if v] or [1.0]))
         each.set_title(label, fontsize=10, color=INK)
         if place:
@@ -386,7 +400,7 @@ def growth(groups: dict[tuple, Group]) -> Iterator[tuple[str, Figure]]:
                 if points:
                     x, y = zip(*points, strict=True)
                     each.plot(
-                        x, y, label=name, color=STYLE.get(name, FLOOR), marker="o", markersize=3.5,
+                        x, y, label=name, color=_colour(name), marker="o", markersize=3.5,
                         linewidth=2.2 if records.is_ours(name) else 1.4,
                     )  # fmt: skip
             each.set_xscale("log", base=2)

@@ -102,6 +102,16 @@ def cases(found: Iterable[Run]) -> list[Group]:
     return [group for group in groups if any("ms" in row for row in group.rows)]
 
 
+def goals(found: Iterable[Run]) -> list[Group]:
+    """Every goal as it was measured last; one that never was, as it was tried last."""
+    tried = newest(found, "goal", goal_key)
+    measured = [
+        Run(run.path, run.machine, [r for r in run.rows if r.get("measured") is not None])
+        for run in found
+    ]
+    return [*(tried | newest(measured, "goal", goal_key)).values()]
+
+
 def is_ours(provider: str) -> bool:
     return provider in OURS or provider.endswith("-inplace")
 
