@@ -19,7 +19,7 @@ from mmadapt.ops import BackendError
 
 YARDSTICKS = ("copy", "frozen-gemm", "frozen")
 """Timed beside whatever was asked for, because ratios refer to them."""
-TWICE = ("cuda", "triton", "mmadapt")
+TWICE = ("cuda", "triton", "mmadapt", "mmadapt-ops")
 """Whose equal code is timed a second time, the first of them that runs, for the A/A spread."""
 
 

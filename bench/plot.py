@@ -30,6 +30,7 @@ STYLE = {
     "mmadapt": "#0072b2",
     "pill": "#0072b2",
     "mmadapt-compile": "#0072b2",
+    "mmadapt-ops": "#0072b2",
     "reference": "#7fb8da",
     "eager": "#57606a",
     "where": "#57606a",

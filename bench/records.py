@@ -15,7 +15,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
-OURS = ("cuda", "triton", "cpu", "reference", "mmadapt", "mmadapt-compile", "pill")
+OURS = (
+    "cuda", "triton", "cpu", "reference", "mmadapt", "mmadapt-ops", "mmadapt-compile", "pill",
+)  # fmt: skip
 """Providers that are mmadapt; `cuda-inplace` and the like count by their first word."""
 YARDSTICKS = ("copy", "frozen-gemm", "frozen", "frozen-compile", "peft-lora")
 """What computes something else."""

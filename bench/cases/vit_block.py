@@ -3,8 +3,10 @@
 Every form has the same frozen weights and the attention of the Hugging Face layer, which keeps its
 scores in memory. `frozen` is that layer alone. `aurora-eager` composes the released equations
 (Aurora, arXiv 2305.08381): factors U and V shared, a dense core contracted with one mode vector a
-weight, and the FFN's four chunks of width d with interleaved modes; x U once a weight. `mmadapt`
-computes the same by `mmadapt.ops.cp_linear_group` and `cp_linear`. No dropout.
+weight, and the FFN's four chunks of width d with interleaved modes; x U once a weight. `mmadapt` is
+the PEFT tuner on the Hugging Face layer (it contracts modes once a step, so its forward alone does
+not pay for that), `mmadapt-ops` (and `mmadapt-compile`) the same layer by
+`mmadapt.ops.cp_linear_group` and `cp_linear`. No dropout.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, softmax
 
+from bench import llama
 from bench.case import BOTH, ELEMENT, FORWARD, Case, Provider, compiled
 from bench.cases import Draw, Variant, parse_variant
 from mmadapt.ops import cp_linear, cp_linear_group
@@ -23,6 +26,8 @@ VARIANTS = ("aurora", "aurora-fp32")
 DEFAULT_VARIANTS = ("aurora",)
 CHUNKS = 4
 """The FFN is four times as wide as the stream."""
+MODES = {"modes_qkv": (3, 4), "modes_proj": (1, 4), "modes_fc1": (4, 8), "modes_fc2": (4, 8)}
+"""Mode vectors of each linear, and how many were drawn together, which their size depends on."""
 
 
 def parse(variant: str) -> Variant:
@@ -34,16 +39,18 @@ def build(
 ) -> Case:
     batch, length, dim, rank = shape
     options = parse(variant)
-    layer, heads, eps = frozen_layer(dim, dtype, device)
+    model, heads, eps = frozen_model(dim, dtype, device)
+    layer = model.encoder.layers[0]
     frozen = weights_of(layer)
     draw = Draw(device, dtype, torch.float32 if "fp32" in options else dtype)
     parameters = {
         "factor_in": draw.weight(rank, dim),
         "factor_out": draw.weight(dim, rank, std=rank**-0.5),
         "core": draw.weight(rank, rank, rank, std=1.0 / rank),
-        "attn_modes": draw.weight(rank, 4, std=(2 / (rank + 4)) ** 0.5),
-        "mlp_modes": draw.weight(rank, 2 * CHUNKS, std=(2 / (rank + 8)) ** 0.5),
     }
+    for name, (count, fan) in MODES.items():
+        parameters[name] = draw.weight(count, rank, std=(2 / (rank + fan)) ** 0.5)
+    parameters = {name: nn.Parameter(tensor) for name, tensor in parameters.items()}
     bare = call(layer)
     tokens, e = batch * length, ELEMENT[dtype]
     products = 2.0 * tokens * 12 * dim**2
@@ -65,7 +72,8 @@ def build(
         providers={
             "frozen": Provider(bare, gated=False),
             "aurora-eager": Provider(adapted(heads, eps, eager_linears)),
-            "mmadapt": Provider(adapted(heads, eps, fused_linears)),
+            "mmadapt": tuner(model, parameters, rank),
+            "mmadapt-ops": Provider(adapted(heads, eps, fused_linears)),
             "frozen-compile": Provider(compiled(bare).function, gated=False, compiled=True),
             "aurora-compile": compiled(adapted(heads, eps, eager_linears)),
             "mmadapt-compile": compiled(adapted(heads, eps, fused_linears)),
@@ -82,21 +90,50 @@ def build(
     )  # fmt: skip
 
 
-def frozen_layer(
+def frozen_model(
     dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[nn.Module, int, float]:
-    """A random BLIP encoder layer, its heads, and the epsilon of its LayerNorms."""
-    from transformers import BlipVisionConfig
-    from transformers.models.blip.modeling_blip import BlipEncoderLayer
+    """A random BLIP vision model of one layer, its heads, and the epsilon of its LayerNorms."""
+    from transformers import BlipVisionConfig, BlipVisionModel
 
     torch.manual_seed(0)
     heads = dim // 64 if dim % 64 == 0 else 2
     config = BlipVisionConfig(
-        hidden_size=dim, intermediate_size=CHUNKS * dim, num_attention_heads=heads
+        hidden_size=dim,
+        intermediate_size=CHUNKS * dim,
+        num_attention_heads=heads,
+        num_hidden_layers=1,
+        image_size=32,
     )
     with torch.device(device):
-        layer = BlipEncoderLayer(config)
-    return layer.to(dtype).eval().requires_grad_(False), heads, config.layer_norm_eps
+        model = BlipVisionModel(config)
+    return model.to(dtype).eval().requires_grad_(False), heads, config.layer_norm_eps
+
+
+def tuner(model: nn.Module, parameters: dict[str, nn.Parameter], rank: int) -> Provider:
+    """mmadapt's Aurora tuner on the model's layer, with the case's own parameters in it."""
+    try:
+        from peft import get_peft_model
+
+        from mmadapt.peft import AuroraConfig
+    except ImportError as error:
+        return Provider(call(model), skip=str(error))
+    config = AuroraConfig(rank=rank, core="dense", mlp_layout="released", branch_dropout=0.0)
+    fp32 = parameters["core"].dtype == torch.float32
+    tuned = get_peft_model(llama.sharing(model), config, autocast_adapter_dtype=fp32).base_model
+    layer = tuned.model.encoder.layers[0]
+    sites = {
+        "modes_qkv": layer.self_attn.qkv,
+        "modes_proj": layer.self_attn.projection,
+        "modes_fc1": layer.mlp.fc1,
+        "modes_fc2": layer.mlp.fc2,
+    }
+    for name, site in sites.items():
+        site.mmadapt_aurora_mode["default"] = parameters[name]
+    factors = tuned.mmadapt_aurora_factors["default"]
+    for name, _ in list(factors.named_parameters()):  # factor_in_<width> and so on
+        setattr(factors, name, parameters[name.rstrip("_0123456789")])
+    return Provider(call(layer))
 
 
 def weights_of(layer: nn.Module) -> dict[str, Tensor]:
@@ -141,15 +178,15 @@ def adapted(
 
 def contracted(t: dict[str, Tensor], dtype: torch.dtype) -> tuple[list[Tensor], ...]:
     """Modes [R, R] of q, k, v and projection, of fc1's chunks and of fc2's."""
-    attention = torch.einsum("abr,rj->jab", t["core"], t["attn_modes"])
-    mlp = torch.einsum("abr,rj->abj", t["core"], t["mlp_modes"])
-    rank = mlp.shape[0]
-    # The released code flattens (core column, mode) together and cuts that into chunks.
-    first, second = (
-        part.reshape(rank, CHUNKS * rank).to(dtype).split(rank, -1)
-        for part in mlp.split(CHUNKS, -1)
-    )
-    return list(attention.to(dtype)), list(first), list(second)
+    attention = torch.einsum("abr,jr->jab", t["core"], torch.cat((t["modes_qkv"], t["modes_proj"])))
+    rank = t["core"].shape[0]
+
+    def chunks(modes: Tensor) -> list[Tensor]:
+        # The released code flattens (core column, mode) together and cuts that into chunks.
+        mixed = torch.einsum("abr,jr->abj", t["core"], modes)
+        return list(mixed.reshape(rank, CHUNKS * rank).to(dtype).split(rank, -1))
+
+    return list(attention.to(dtype)), chunks(t["modes_fc1"]), chunks(t["modes_fc2"])
 
 
 def eager_linears(t: dict[str, Tensor]) -> tuple[Callable[..., Tensor], ...]:
