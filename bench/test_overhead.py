@@ -1,7 +1,8 @@
 """Host time of a call on the CPU against the committed baseline: `pytest bench/test_overhead.py`.
 
 Times depend on the machine; what is held against the baseline is each level's ratio to eager torch,
-measured call by call in turn. `python -m bench.overhead --device cpu --write-baseline` renews it.
+measured in turn, best round against best round. It is renewed by
+`python -m bench.overhead --device cpu --no-compile --rounds 60 --write-baseline`.
 """
 
 import pytest
@@ -13,7 +14,9 @@ from bench.overhead import CONTRACTS, TOKENS
 
 CPU = torch.device("cpu")
 MARGIN = 1.5
-"""Ratios of equal code differ by this much between quiet and busy machines."""
+"""Above what the ratio of equal code differs by between quiet and busy machines."""
+ROUNDS, CALLS = 60, 5
+"""Short rounds: some of them are undisturbed."""
 
 
 @pytest.mark.parametrize("kind", (FORWARD, BOTH))
@@ -31,10 +34,10 @@ def test_time(benchmark, level, contract, tokens, kind):
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_no_slower_than_the_baseline(contract, tokens, kind):
     rows = overhead.measure(
-        contract, tokens, kind, torch.float32, CPU, levels=("eager", "op", "module"), rounds=9
+        contract, tokens, kind, torch.float32, CPU, ("eager", "op", "module"), ROUNDS, CALLS
     )
     known = overhead.baseline()
     for row in rows:
         assert "failed" not in row, row
         bound = MARGIN * known[overhead.key(row)]["over_eager"]
-        assert row["over_eager"]["p50"] <= bound, row
+        assert row["over_eager"]["best"] <= bound, row

@@ -86,7 +86,7 @@ def bench_table() -> str:
     for kind, row in ratios.items():
         cells = [f"{r['p50']:.2f} ({r['p25']:.2f} to {r['p75']:.2f})" for r in row.values()]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
-    group = next(b["group"] for b in run["benchmarks"] if b["group"])
+    group = next(b["group"] for b in run["benchmarks"] if "Problem(" in (b["group"] or ""))
     shape = group.split("Problem(")[1].rstrip(")").replace("torch.", "")
     lines += [
         "",

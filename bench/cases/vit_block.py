@@ -117,7 +117,7 @@ def tuner(model: nn.Module, parameters: dict[str, nn.Parameter], rank: int) -> P
 
         from mmadapt.peft import AuroraConfig
     except ImportError as error:
-        return Provider(call(model), skip=str(error))
+        return Provider(call(model), skip=str(error).partition(" (")[0])
     config = AuroraConfig(rank=rank, core="dense", mlp_layout="released", branch_dropout=0.0)
     fp32 = parameters["core"].dtype == torch.float32
     tuned = get_peft_model(llama.sharing(model), config, autocast_adapter_dtype=fp32).base_model
