@@ -92,8 +92,14 @@ def tokens(
     count = arguments.least
     while count <= arguments.most:
         shape = (count, arguments.dim, arguments.rank)
-        case = routed.build(shape, VARIANT, DTYPES[arguments.dtype], device)
-        case.rotate(BOTH, 3 * l2_bytes)
+        try:
+            case = routed.build(shape, VARIANT, DTYPES[arguments.dtype], device)
+            case.rotate(BOTH, 3 * l2_bytes)
+        except torch.OutOfMemoryError as problem:
+            row = _row("tokens", "(inputs)", count, arguments, mode)
+            yield row | {"ended": f"out of memory: {problem}"[:200]}
+            release()
+            return
         for name in arguments.providers:
             provider = case.providers.get(name)
             if provider is None or provider.skip is not None or name in ended:

@@ -65,3 +65,19 @@ def test_a_provider_stops_where_memory_ends(monkeypatch):
     assert [(r["value"], r["provider"]) for r in rows if "ended" in r] == [(128, "where")]
     assert [r["value"] for r in rows if r["provider"] == "where"] == [64, 128]
     assert [r["value"] for r in rows if r["provider"] == "cpu"] == [64, 128, 256]
+
+
+def test_the_sweep_ends_where_the_inputs_do_not_fit(monkeypatch):
+    build = routed.build
+
+    def ends(shape, *rest):
+        if shape[0] > 64:
+            raise torch.OutOfMemoryError("none left")
+        return build(shape, *rest)
+
+    monkeypatch.setattr(routed, "build", ends)
+    arguments = growth.parser().parse_args([*SMALL, "--providers", "where"])
+    rows = list(growth.tokens(arguments, CPU, "eager-call", 0))
+    assert [r["value"] for r in rows] == [64, 128]
+    assert "out of memory" in growth.text(rows[1])
+    assert growth.fitted(rows) == []

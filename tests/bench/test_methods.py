@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import llama, methods
+from bench import llama, methods, probes
 from bench.llama import GEOMETRIES, Geometry
 from bench.methods import Batch
 from tests.bench.conftest import CPU
@@ -103,3 +103,15 @@ def test_rotary_is_hugging_faces(base):
     theirs = base.model.rotary_emb(torch.zeros(1), ids)
     for a, b in zip(llama.rotary(48, 16, torch.float32, CPU), theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_checkpointing_keeps_less(base, batch, name):
+    method = build(name, base)
+
+    def kept(on):
+        method.checkpointing(on)
+        own = {p.untyped_storage().data_ptr() for p in (*base.parameters(),)}
+        return probes.kept_bytes(lambda: method.loss(batch), own)
+
+    assert kept(True) < 0.7 * kept(False)
