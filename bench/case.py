@@ -40,13 +40,19 @@ class Provider:
     """Activations that a call destroys; it gets clones of its own, made before it is timed."""
 
 
+NOT_ON_CPU = {
+    "cuda": "needs a GPU",
+    "triton": "on CPU tensors it runs in Triton's interpreter, for tests only",
+}
+
+
 def of_backend(
     op: str, backend: str, function: Callable[..., Tensor], device: torch.device | None = None
 ) -> Provider:
     """mmadapt's own operator with one backend named, or why that backend is missing."""
     reason = backends(op)[backend]
-    if reason is None and backend == "triton" and device is not None and device.type == "cpu":
-        reason = "on CPU tensors it runs in Triton's interpreter, for tests only"
+    if reason is None and device is not None and device.type == "cpu":
+        reason = NOT_ON_CPU.get(backend)
     return Provider(function, skip=reason)
 
 
