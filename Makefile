@@ -16,12 +16,14 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -not -name '*.pyc')
 
 .PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 sanitize demo \
-	aurora-digits-retrieval aurora-digits-vqa crome-digits bench bench-gpu lint format clean
+	aurora-digits-retrieval aurora-digits-vqa crome-digits bench bench-overhead bench-gpu bench-gpu-subset \
+	bench-gpu-all performance lint format clean
 
 help:
 	@echo "make demo | aurora-digits-retrieval | aurora-digits-vqa | crome-digits |"
 	@echo "     test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
-	@echo "     bench | bench-gpu | lint | format | build | venv | clean"
+	@echo "     bench | bench-overhead | bench-gpu | bench-gpu-subset | bench-gpu-all | performance |"
+	@echo "     lint | format | build | venv | clean"
 
 $(VENV)/.requirements: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmadapt needs Python 3.11 or newer; set PYTHON=")'
@@ -90,8 +92,24 @@ crome-digits: venv
 bench: venv
 	$(PY) -m bench
 
+# Host time of a call against the committed baseline.
+bench-overhead: venv
+	$(PY) -m pytest -p no:xdist bench/test_overhead.py
+
 bench-gpu: venv
 	$(PY) -m bench.run goals
+
+# The subset that fits into a quarter of an hour, in the order of bench/README.md. What fails does
+# not keep the rest from running; the last line tells.
+bench-gpu-subset: venv
+	PY=$(PY) sh bench/gpu.sh subset
+
+bench-gpu-all: venv
+	PY=$(PY) sh bench/gpu.sh all
+
+performance: venv
+	$(PY) docs/update_performance.py
+	$(PY) docs/update_readme.py
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -6,6 +6,7 @@ so that they cannot measure different things.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from mmadapt.ops import backends
 
-FORWARD, BOTH = "forward", "forward+backward"
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 KINDS = (FORWARD, BOTH)
+"""What is timed unless something else is asked for."""
+ALL_KINDS = (FORWARD, BACKWARD, BOTH)
 ELEMENT = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
@@ -27,25 +30,51 @@ class Provider:
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     gated: bool = True
     """False for a yardstick that computes something else (a copy, the frozen product alone)."""
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = ALL_KINDS
     skip: str | None = None
     """Why it cannot run here."""
     compiled: bool = False
+    optional: bool = False
+    """Only run when it is named, because it takes long to start."""
     overwrites: tuple[str, ...] = ()
     """Activations that a call destroys; it gets clones of its own, made before it is timed."""
 
 
-def of_backend(op: str, backend: str, function: Callable[..., Tensor]) -> Provider:
+NOT_ON_CPU = {
+    "cuda": "needs a GPU",
+    "triton": "on CPU tensors it runs in Triton's interpreter, for tests only",
+}
+
+
+def of_backend(
+    op: str, backend: str, function: Callable[..., Tensor], device: torch.device | None = None
+) -> Provider:
     """mmadapt's own operator with one backend named, or why that backend is missing."""
     reason = backends(op)[backend]
-    if reason is None and backend == "cuda" and not torch.cuda.is_available():
-        reason = "needs a GPU"
+    if reason is None and device is not None and device.type == "cpu":
+        reason = NOT_ON_CPU.get(backend)
     return Provider(function, skip=reason)
 
 
-def compiled(function: Callable[..., Tensor]) -> Provider:
+def registered(
+    op: str, operator: Callable[[str], Callable[..., Tensor]], device: torch.device
+) -> dict[str, Provider]:
+    """mmadapt's operator with each backend of the registry; `operator` takes the name."""
+    return {name: of_backend(op, name, operator(name), device) for name in backends(op)}
+
+
+def compiled(function: Callable[..., Tensor], **options: str | bool) -> Provider:
     """`torch.compile` in its default mode, for exactly these shapes."""
-    return Provider(torch.compile(function, dynamic=False), compiled=True)
+    return Provider(torch.compile(function, dynamic=False, **options), compiled=True)
+
+
+def compiled_both(function: Callable[..., Tensor]) -> dict[str, Provider]:
+    """`torch.compile` in its default mode and, only if named, with GEMMs tuned."""
+    tuned = compiled(function, mode="max-autotune-no-cudagraphs")
+    return {
+        "compile": compiled(function),
+        "compile-max": dataclasses.replace(tuned, optional=True),
+    }
 
 
 def copy_of(name: str) -> Provider:
@@ -126,13 +155,18 @@ class Case:
     def result_names(self, kind: str) -> list[str]:
         count = len(self.dys[0])
         outputs = ["y"] if count == 1 else [f"y{i}" for i in range(count)]
-        if kind == FORWARD:
-            return outputs
-        return [*outputs, *(f"d{n}" for n in (*self.activations, *self.parameters))]
+        gradients = [f"d{n}" for n in (*self.activations, *self.parameters)]
+        return {FORWARD: outputs, BACKWARD: gradients, BOTH: outputs + gradients}[kind]
+
+    def cost(self, kind: str) -> tuple[float, float]:
+        """Algorithmic bytes and floating-point operations."""
+        if kind == BACKWARD:
+            return tuple(c[BOTH] - c[FORWARD] for c in (self.moved, self.flops))
+        return self.moved[kind], self.flops[kind]
 
     def rotate(self, kind: str, least_bytes: int) -> None:
         """Clone what is rotated until the clones of `kind` hold `least_bytes`, at least twice."""
-        tensors = [*self.slots[0].values(), *(self.dys[0] if kind == BOTH else ())]
+        tensors = [*self.slots[0].values(), *(self.dys[0] if kind != FORWARD else ())]
         wanted = max(2, math.ceil(least_bytes / sum(t.nbytes for t in tensors)))
         while len(self.slots) < wanted:
             self.slots.append(
@@ -144,7 +178,8 @@ class Case:
         """A call on the tensors of a slot; returns outputs, then (with backward) gradients.
 
         Forward runs without autograd. Forward and backward differentiates a fresh forward with
-        respect to every activation and parameter; None for what a yardstick does not use.
+        respect to every activation and parameter; None for what a yardstick does not use. Backward
+        alone runs a slot's forward in its first call and differentiates that again in every call.
         """
         function, inputs = self.providers[provider].function, self.inputs(provider)
         if kind == FORWARD:
@@ -155,16 +190,30 @@ class Case:
 
             return forward
 
+        def gradients(slot: int, ys: tuple[Tensor, ...], keep: bool) -> tuple[Tensor | None, ...]:
+            wanted = [inputs[slot][n] for n in (*self.activations, *self.parameters)]
+            return torch.autograd.grad(
+                ys, wanted, self.dys[slot], retain_graph=keep, allow_unused=True
+            )
+
         def forward_backward(slot: int) -> list[Tensor | None]:
-            tensors = inputs[slot]
-            ys = as_tuple(function(**tensors))
+            ys = as_tuple(function(**inputs[slot]))
             if not ys[0].requires_grad:  # the copy
                 return list(ys)
-            wanted = [tensors[n] for n in (*self.activations, *self.parameters)]
-            grads = torch.autograd.grad(ys, wanted, self.dys[slot], allow_unused=True)
+            grads = gradients(slot, ys, keep=False)
             return [*(y.detach() for y in ys), *grads]
 
-        return forward_backward
+        results: dict[int, tuple[Tensor, ...]] = {}
+
+        def backward(slot: int) -> list[Tensor | None]:
+            if slot not in results:
+                results[slot] = as_tuple(function(**inputs[slot]))
+            ys = results[slot]
+            if not ys[0].requires_grad:  # the copy has none: another copy, as a yardstick
+                return list(as_tuple(function(**inputs[slot])))
+            return list(gradients(slot, ys, keep=True))
+
+        return backward if kind == BACKWARD else forward_backward
 
 
 def as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

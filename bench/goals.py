@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from bench.case import BOTH, FORWARD, Case
-from bench.cases import adapter, cp_linear, gate, routed
+from bench.cases import adapter, block, cp_linear, gate, routed
 from bench.measure import Settings, measure, release
 from bench.report import Record, table
+from mmadapt.ops import backends
 
 OURS = "triton"
+CUDA = "cuda"
 Rows = dict[str, dict[str, Any]]
 
 
@@ -55,6 +57,22 @@ class Problem:
         missing = set(self.providers) - case.providers.keys()
         assert not missing, missing
         return case
+
+    def with_cuda(self, *bounds: float, op: str = "swiglu_adapter") -> Problem:
+        """The same goals for the CUDA backend of `op`, with its own bounds, where there is one."""
+        if CUDA not in backends(op):
+            return self
+        more = tuple(
+            dataclasses.replace(
+                goal,
+                text=f"CUDA: {goal.text}",
+                bound=bound,
+                provider=(goal.provider or OURS).replace(OURS, CUDA),
+            )
+            for goal, bound in zip(self.goals, bounds, strict=True)
+        )
+        providers = dict.fromkeys((*self.providers, *(goal.provider for goal in more)))
+        return dataclasses.replace(self, providers=(*providers,), goals=(*self.goals, *more))
 
 
 def over(*others: str) -> Callable[[Rows, Case], float | None]:
@@ -119,12 +137,12 @@ PROBLEMS = (
             Goal("forward+backward, over its byte floor", BOTH, 2.3, over_limit),
             _saved(32),
         ),
-    ),
-    Problem(adapter, (8192, 4096, 64), "plain", ("copy", OURS), (COPY,)),
-    Problem(adapter, (32768, 4096, 64), "plain", ("copy", OURS), (COPY,)),
-    Problem(adapter, (16384, 2048, 32), "plain", ("copy", OURS), (COPY,)),
-    Problem(adapter, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)),
-    Problem(routed, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)),
+    ).with_cuda(1.3, 1.7, 136),
+    Problem(adapter, (8192, 4096, 64), "plain", ("copy", OURS), (COPY,)).with_cuda(1.3),
+    Problem(adapter, (32768, 4096, 64), "plain", ("copy", OURS), (COPY,)).with_cuda(1.3),
+    Problem(adapter, (16384, 2048, 32), "plain", ("copy", OURS), (COPY,)).with_cuda(1.3),
+    Problem(adapter, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)).with_cuda(1.3),
+    Problem(routed, (8192, 4096, 32), "norm", ("copy", OURS), (COPY,)).with_cuda(1.3),
     *(
         Problem(
             routed, (8192, 4096, 32), variant, ("where", "eager-packed", "compile", OURS),
@@ -135,19 +153,23 @@ PROBLEMS = (
                 ),
                 _saved(32),
             ),
-        )
+        ).with_cuda(7.0, 136)
         for variant in ("input", "norm", "norm-frozen")
     ),
     Problem(
         adapter, (2048, 4096, 32), "plain", ("copy", OURS),
         (dataclasses.replace(COPY, bound=2.0),),
-    ),
-    Problem(adapter, (8192, 4096, 128), "plain", ("copy", "eager-packed", OURS), PACKED),
-    Problem(adapter, (8192, 4096, 256), "plain", ("copy", "eager-packed", OURS), PACKED),
+    ).with_cuda(2.0),
+    Problem(
+        adapter, (8192, 4096, 128), "plain", ("copy", "eager-packed", OURS), PACKED
+    ).with_cuda(1.0, 1.0),
+    Problem(
+        adapter, (8192, 4096, 256), "plain", ("copy", "eager-packed", OURS), PACKED
+    ).with_cuda(1.0, 1.0),
     Problem(
         gate, (8192, 32, 128), "projected", ("copy", "where", OURS, "triton-inplace"),
         (GATE, dataclasses.replace(GATE, text=f"{GATE.text}, in place", provider="triton-inplace")),
-    ),
+    ).with_cuda(60.0, 60.0, op="projected_modality_gate"),
     Problem(
         cp_linear, (8192, 4096, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
         (_gemm(1.06),),
@@ -162,6 +184,17 @@ PROBLEMS = (
     ),
 )  # fmt: skip
 
+BLOCK_GOALS = {
+    "block": tuple(
+        Goal(f"{kind}, over the frozen block{how}", kind, bound, over(yardstick), provider=ours)
+        for kind, ours, yardstick, bound, how in (
+            (BOTH, block.OURS, block.YARDSTICK, 1.0, ""),
+            (BOTH, block.OURS_COMPILED, block.COMPILED_YARDSTICK, 1.05, ", both compiled"),
+        )
+    )
+}
+"""By suite: evaluated whenever the suite runs, since its cases take long."""
+
 
 def run(
     machine: dict[str, Any],
@@ -174,12 +207,18 @@ def run(
     found: list[dict[str, Any]] = []
     failed = False
     for problem in problems:
-        case = problem.build(device)
         kinds = tuple(k for k in settings.kinds if any(g.kind == k for g in problem.goals))
         providers = settings.providers or problem.providers
-        rows = measure(
-            case, machine, dataclasses.replace(settings, kinds=kinds, providers=providers)
-        )
+        own = dataclasses.replace(settings, kinds=kinds, providers=providers)
+        try:
+            case = problem.build(device)
+            rows = measure(case, machine, own)
+        except Exception as error:
+            print(f"\n{problem.suite.__name__} {problem.shape}: FAILED {error}", flush=True)
+            record.write({"kind": "failure", "suite": problem.suite.__name__, "why": str(error)})
+            failed = True
+            release()
+            continue
         results = [result(goal, case, rows, settings.mode) for goal in problem.goals]
         record.write(*rows, *results)
         print(f"\n{table(rows)}", flush=True)
@@ -201,6 +240,7 @@ def result(goal: Goal, case: Case, rows: list[dict[str, Any]], mode: str) -> dic
         "suite": case.suite,
         "case": case.label,
         "goal": goal.text,
+        "provider": goal.provider or OURS,
         "mode": mode,
         "measured": value,
         "bound": goal.bound,

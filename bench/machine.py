@@ -9,6 +9,7 @@ import platform
 import re
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
         **_commit(commit),
     }
     if device.type != "cuda":
-        return found | {"gpu": None, "name": "cpu", "l2_bytes": 0, "ceilings": cpu_ceilings()}
+        about = {"gpu": None, "name": "cpu", "l2_bytes": 0, "threads": torch.get_num_threads()}
+        return found | about | {"ceilings": cpu_ceilings()}
     properties = torch.cuda.get_device_properties(device)
     return found | {
         "gpu": properties.name,
@@ -60,9 +62,24 @@ def ceilings(device: torch.device, copy_bytes: int = 2**32, side: int = 8192) ->
     return {"bytes_per_s": 2 * copy_bytes / copy, "flops_per_s": 2 * side**3 / product}
 
 
-def cpu_ceilings() -> dict[str, float]:
-    """Placeholders: on a CPU the harness is tested, not the CPU."""
-    return {"bytes_per_s": 1e10, "flops_per_s": 1e11}
+def cpu_ceilings(copy_bytes: int = 2**26, side: int = 1024) -> dict[str, float]:
+    """Bytes/s of a copy larger than the caches and FLOP/s of a square fp32 product, all threads."""
+    source = torch.zeros(copy_bytes // 4)
+    target = torch.empty_like(source)
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    copy = _cpu_seconds(lambda: target.copy_(source))
+    product = _cpu_seconds(lambda: torch.mm(a, b))
+    return {"bytes_per_s": 2 * copy_bytes / copy, "flops_per_s": 2 * side**3 / product}
+
+
+def _cpu_seconds(call: Callable[[], object], times: int = 5) -> float:
+    call()
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _median_seconds(call: Callable[..., object], times: int, *operands: torch.Tensor) -> float:

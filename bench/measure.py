@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bench import probes, timing
-from bench.case import BOTH, KINDS, Case
+from bench.case import BACKWARD, FORWARD, KINDS, Case
 from bench.gate import Gate
 from mmadapt.ops import BackendError
 
-YARDSTICKS = ("copy", "frozen-gemm")
+YARDSTICKS = ("copy", "frozen-gemm", "frozen")
 """Timed beside whatever was asked for, because ratios refer to them."""
+TWICE = ("cuda", "triton", "mmadapt", "mmadapt-ops")
+"""Whose equal code is timed a second time, the first of them that runs, for the A/A spread."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Settings:
     rounds: int = 30
     warmup_seconds: float = 0.2
     providers: Sequence[str] | None = None
+    extra: Sequence[str] = ()
+    """Optional providers to run beside the others."""
     compile: bool = True
     kinds: Sequence[str] = KINDS
     count_launches: bool = True
@@ -35,8 +41,23 @@ def measure(case: Case, machine: dict[str, Any], settings: Settings) -> list[dic
     gate = Gate(case)
     rows = []
     for kind in settings.kinds:
-        rows += _measure_kind(case, kind, gate, machine, settings)
+        with _retained(kind):
+            rows += _measure_kind(case, kind, gate, machine, settings)
     return rows
+
+
+@contextlib.contextmanager
+def _retained(kind: str) -> Iterator[None]:
+    """A backward is run again and again: compiled code must not reuse what it was given."""
+    if kind != BACKWARD:
+        yield
+        return
+    from torch._functorch import config
+
+    torch._dynamo.reset()
+    with config.patch(donated_buffer=False):
+        yield
+    torch._dynamo.reset()
 
 
 def _measure_kind(
@@ -49,12 +70,14 @@ def _measure_kind(
         else:
             _attempt(row, "gate", functools.partial(_gate, case, name, kind, gate, row))
     alive = [name for name, row in rows.items() if _fine(row)]
+    if not alive:
+        return list(rows.values())
     case.rotate(kind, 3 * machine["l2_bytes"])
     timers: dict[str, timing.Timer] = {}
     for name in alive:
         timer = functools.partial(_timer, timers, name, case, kind, settings)
         _attempt(rows[name], "timer", timer)
-    twice = next((n for n in ("triton", case.eager, *timers) if n in timers), None)
+    twice = next((n for n in (*TWICE, case.eager, *timers) if n in timers), None)
     if twice is not None:
         _timer(timers, f"{twice} again", case, kind, settings, of=twice)
     seconds = timing.interleave(timers, settings.rounds, settings.warmup_seconds) if timers else {}
@@ -82,7 +105,10 @@ def _chosen(case: Case, kind: str, settings: Settings) -> list[str]:
         for name, provider in case.providers.items()
         if kind in provider.kinds
         and (settings.compile or not provider.compiled)
-        and (settings.providers is None or name in (*settings.providers, *YARDSTICKS))
+        and (
+            (settings.providers is None and not provider.optional)
+            or name in (*(settings.providers or ()), *settings.extra, *YARDSTICKS)
+        )
     ]
 
 
@@ -96,7 +122,7 @@ def _row(case: Case, kind: str, name: str, settings: Settings) -> dict[str, Any]
         "pass": kind,
         "mode": settings.mode,
         "provider": name,
-        "rotated": [*case.activations, *(["dy"] if kind == BOTH else [])],
+        "rotated": [*case.activations, *(["dy"] if kind != FORWARD else [])],
     }
 
 
@@ -115,7 +141,10 @@ def _attempt(row: dict[str, Any], stage: str, action: Callable[[], None]) -> Non
 
 
 def _gate(case: Case, name: str, kind: str, gate: Gate, row: dict[str, Any]) -> None:
+    begin = time.perf_counter()
     results = case.make(name, kind)(0)
+    timing.synchronize()
+    row["first_call_s"] = time.perf_counter() - begin  # compiling and tuning included
     if case.providers[name].gated:
         row["errors"] = gate.check(results, kind)
         row["error"] = max(row["errors"].values())
@@ -138,7 +167,7 @@ def times(
 ) -> dict[str, Any]:
     """Milliseconds, rates against the algorithm's bytes and flops, percent of the binding limit."""
     spread = timing.spread(seconds)
-    moved, flops, middle = case.moved[kind], case.flops[kind], spread["p50"]
+    (moved, flops), middle = case.cost(kind), spread["p50"]
     limit = max(moved / ceilings["bytes_per_s"], flops / ceilings["flops_per_s"])
     return {
         "ms": {p: 1e3 * s for p, s in spread.items()},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.case import BOTH, Case, as_tuple
+from bench.case import BACKWARD, BOTH, Case, as_tuple
 
 
 def peak_bytes(call: Callable[[int], object], device: torch.device) -> int | None:
@@ -26,6 +26,11 @@ def saved_bytes(case: Case, provider: str) -> int:
     """Bytes of distinct storages kept for backward that are none of the case's own tensors."""
     tensors = case.inputs(provider)[0]
     own = {_storage(t) for t in tensors.values()}
+    return kept_bytes(lambda: as_tuple(case.providers[provider].function(**tensors)), own)
+
+
+def kept_bytes(forward: Callable[[], object], own: set[int]) -> int:
+    """Bytes of distinct storages that `forward` keeps for backward, without those in `own`."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ def saved_bytes(case: Case, provider: str) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # Held until the count is read, or a freed storage's address could serve twice.
-        held = as_tuple(case.providers[provider].function(**tensors))
+        held = forward()
     total = sum(kept.values())
     del held
     return total
@@ -51,6 +56,7 @@ def launches(call: Callable[[int], object], device: torch.device) -> int | None:
         return None
     from torch.profiler import ProfilerActivity, profile
 
+    call(0)  # a backward runs its forward in the first call
     torch.cuda.synchronize()
     try:
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -64,7 +70,10 @@ def launches(call: Callable[[int], object], device: torch.device) -> int | None:
 
 def memory(case: Case, provider: str, kind: str) -> dict[str, int | None]:
     saved = kind == BOTH and case.providers[provider].gated
+    call = case.make(provider, kind)
+    if kind == BACKWARD:
+        call(0)  # its forward
     return {
-        "peak_bytes": peak_bytes(case.make(provider, kind), case.device),
+        "peak_bytes": peak_bytes(call, case.device),
         "saved_bytes": saved_bytes(case, provider) if saved else None,
     }

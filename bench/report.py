@@ -29,7 +29,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 HEAD = (
-    "provider", "us p50", "p20..p80", "x copy", "x gemm", "GB/s", "TFLOPS", "% limit", "peak MB",
+    "provider", "us p50", "p20..p80", "x copy", "x frozen", "GB/s", "TFLOPS", "% limit", "peak MB",
     "saved MB", "launches", "rel err",
 )  # fmt: skip
 
@@ -47,6 +47,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         cells = [_cells(row) for row in members]
         shown = [HEAD, *(c for c in cells if len(c) > 2)]
         widths = [max(len(line[i]) for line in shown) for i in range(len(HEAD))]
+        widths[0] = max(len(line[0]) for line in (HEAD, *cells))
         lines = [" | ".join(key) + counts]
         for line in [HEAD, *cells]:
             if len(line) == 2:
@@ -71,7 +72,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{1e3 * ms['p50']:.1f}",
         f"{1e3 * ms['p20']:.1f}..{1e3 * ms['p80']:.1f}",
         _ratio(row, "copy"),
-        _ratio(row, "frozen-gemm"),
+        _ratio(row, "frozen-gemm", "frozen"),
         f"{row['gb_per_s']:.0f}",
         f"{row['tflops']:.1f}",
         f"{row['percent_of_limit']:.0f}",
@@ -82,8 +83,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _ratio(row: dict[str, Any], base: str) -> str:
-    found = row["ratio"].get(base)
+def _ratio(row: dict[str, Any], *bases: str) -> str:
+    found = next((row["ratio"][b] for b in bases if b in row["ratio"]), None)
     return "-" if found is None else f"{found['p50']:.2f}"
 
 

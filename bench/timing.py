@@ -29,12 +29,13 @@ class GraphTimer:
     """Calls captured in one CUDA graph, timed by events around its replay."""
 
     def __init__(self, call: Callable[[int], object], slots: int, seconds: float = GRAPH_SECONDS):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # lazy initialisation must not be captured
+        # Of warm-up and captures alike: a backward runs on the stream of its forward.
+        self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # lazy initialisation must not be captured
             for i in range(max(3, slots)):
                 call(i % slots)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         torch.cuda.synchronize()
         self.calls = slots
         self.graph = self._capture(call, slots)
@@ -45,7 +46,7 @@ class GraphTimer:
 
     def _capture(self, call: Callable[[int], object], slots: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self.stream):
             for i in range(self.calls):
                 call(i % slots)
         return graph
@@ -68,7 +69,7 @@ class EagerTimer:
 
     def __init__(self, call: Callable[[int], object], slots: int, calls: int = 20):
         self.call, self.slots, self.calls = call, slots, calls
-        for i in range(3):
+        for i in range(max(3, slots)):
             call(i % slots)
 
     def start(self) -> Callable[[], float]:

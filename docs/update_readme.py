@@ -1,9 +1,9 @@
 """Fill in the README's numbers from committed records: `python docs/update_readme.py [--check]`.
 
 Between `<!-- demo:begin -->` and `<!-- demo:end -->` goes the demo's result (docs/demo), between
-the `bench` marks the newest CPU record of bench/results, between the `gpu` marks the goals of the
-newest GPU record there. `--check` changes nothing and fails when the README is not what the records
-say.
+the `bench` marks the newest CPU record of bench/results, between the `gpu` marks the newest
+measurement of every goal in the GPU records there. `--check` changes nothing and fails when the
+README is not what the records say.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def bench_table() -> str:
     for kind, row in ratios.items():
         cells = [f"{r['p50']:.2f} ({r['p25']:.2f} to {r['p75']:.2f})" for r in row.values()]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
-    group = next(b["group"] for b in run["benchmarks"] if b["group"])
+    group = next(b["group"] for b in run["benchmarks"] if "Problem(" in (b["group"] or ""))
     shape = group.split("Problem(")[1].rstrip(")").replace("torch.", "")
     lines += [
         "",
@@ -97,32 +97,41 @@ def bench_table() -> str:
     return "\n".join(lines)
 
 
+GRAPH = "graph-cold"
 NO_GPU_RECORD = "No GPU has been measured for this table yet."
 
 
 def gpu_table(folder: Path = ROOT / "bench" / "results") -> str:
-    """Every goal of the newest GPU run that measured goals: value, bound, met or not."""
+    """Every goal as it was measured last on a GPU: value, bound, met or not."""
     runs = [run for path in folder.glob("*.jsonl") for run in _goal_runs(path)]
     if not runs:
         return NO_GPU_RECORD
-    path, machine, goals = max(runs, key=lambda run: run[1]["time"])
+    found: dict[tuple[str, ...], tuple[Path, dict[str, Any], dict[str, Any]]] = {}
+    for path, machine, goals in sorted(runs, key=lambda run: run[1]["time"]):
+        for goal in goals:
+            key = (goal["suite"], goal["case"], goal["goal"], goal.get("mode", GRAPH))
+            if goal["measured"] is not None or key not in found:
+                found[key] = (path, machine, goal)
     lines = ["| operator | case | what | measured | goal | met |", f"|{'---|' * 6}"]
-    for goal in goals:
+    for (suite, case, what, mode), (_, _, goal) in found.items():
         bound = f"{'at least' if goal['at_least'] else 'at most'} {goal['bound']:g} {goal['unit']}"
         measured = "-" if goal["measured"] is None else f"{goal['measured']:.2f} {goal['unit']}"
         verdict = {True: "yes", False: "no", None: "not measured"}[goal["met"]]
-        cells = [goal["suite"], goal["case"], goal["goal"], measured, bound, verdict]
-        lines.append(f"| {' | '.join(cells)} |")
-    spreads = [goal["aa_spread"] for goal in goals if goal["aa_spread"] is not None]
+        what += "" if mode == GRAPH else f" ({mode})"
+        lines.append(f"| {' | '.join([suite, case, what, measured, bound, verdict])} |")
+    spreads = [g["aa_spread"] for _, _, g in found.values() if g["aa_spread"] is not None]
     equal = f"; equal code differed by up to {100 * max(spreads):.1f} %" if spreads else ""
+    used = {path: machine for path, machine, _ in found.values()}
+    machine = max(used.values(), key=lambda m: m["time"])
     ceilings = machine["ceilings"]
     copy, product = ceilings["bytes_per_s"] * 1e-12, ceilings["flops_per_s"] * 1e-12
+    links = ", ".join(f"[{path.name}]({_relative(path)})" for path in sorted(used))
     lines += [
         "",
         f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, bf16, cold "
         f"cache; in the same run a large copy reached {copy:.2f} TB/s and an 8192³ product "
         f"{product:.0f} TFLOP/s{equal}. "
-        f"Record: [{path.name}]({_relative(path)}).",
+        f"Record: {links}.",
     ]
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def gpu_run(time, gpu="NVIDIA H200", **measured):
     return [run, {"kind": "row"}, *goals]
 
 
-def test_gpu_table_is_of_the_newest_run_with_goals(update, tmp_path):
+def test_gpu_table_holds_the_newest_measurement_of_every_goal(update, tmp_path):
     def write(name, *runs):
         lines = [json.dumps(row) for run in runs for row in run]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
@@ -79,14 +79,17 @@ def test_gpu_table_is_of_the_newest_run_with_goals(update, tmp_path):
     assert update.gpu_table(tmp_path) == update.NO_GPU_RECORD
     newest = gpu_run("2026-12-02", adapter=1.5, routed=2.0, gate=None)
     write("a.jsonl", gpu_run("2026-11-30", adapter=3.0), newest)
-    write("b.jsonl", gpu_run("2026-12-01", adapter=4.0))
+    write("b.jsonl", gpu_run("2026-12-01", adapter=4.0, block=1.25))
+    write("d.jsonl", gpu_run("2026-12-03", adapter=None))
     text = update.gpu_table(tmp_path)
-    first, second, third = text.splitlines()[2:5]
+    first, block, second, third = text.splitlines()[2:6]
+    assert block.startswith("| block |") and "1.25 x" in block
     assert "| adapter | 8192 x 4096 | forward, over a copy of x | 1.50 x |" in first
     assert first.endswith("| at most 1.65 x | yes |")
     assert second.endswith("| 2.00 x | at most 1.65 x | no |")
     assert third.endswith("| - | at most 1.65 x | not measured |")
-    assert "4.20 TB/s" in text and "up to 1.2 %" in text and "a.jsonl" in text
+    assert "4.20 TB/s" in text and "up to 1.2 %" in text
+    assert "a.jsonl" in text and "b.jsonl" in text and "d.jsonl" not in text
 
 
 def test_linked_files_exist():

@@ -4,43 +4,58 @@ Minimal bytes: forward reads x and writes y; forward and backward together six t
 dx, and x and dy again for the weight gradients); weights and their gradients once a pass.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from bench.case import BOTH, ELEMENT, FORWARD, Case, Provider, compiled, copy_of, of_backend
-from bench.cases import EPS, Draw
+from bench.case import BOTH, ELEMENT, FORWARD, Case, Provider, compiled_both, copy_of, registered
+from bench.cases import EPS, Draw, Variant, parse_variant
+from bench.peers import liger, manual
 from mmadapt.kernels.swiglu_adapter import reference
 from mmadapt.ops import swiglu_adapter
 
-SHAPES = [
-    (8192, 4096, 32),
-    (8192, 4096, 64),
-    (8192, 4096, 128),
-    (32768, 4096, 64),
-    (16384, 768, 64),
-    (16384, 2048, 32),
-    (2048, 4096, 32),
-]
+DIMS, RANKS = (1024, 1152, 2048, 4096, 5120, 8192), (16, 32, 64, 128, 256)
+TOKENS = (512, 2048, 8192, 16384, 65536)
+LENGTHS = (3,)
+GRIDS = {
+    "default": [
+        (8192, 4096, 32),
+        (8192, 4096, 64),
+        (8192, 4096, 128),
+        (32768, 4096, 64),
+        (16384, 768, 64),
+        (16384, 2048, 32),
+        (2048, 4096, 32),
+    ],
+    "subset": [(512, 4096, 32), (2048, 4096, 32), (8192, 4096, 32), (65536, 4096, 32)],
+    "tokens": [(t, 4096, 32) for t in TOKENS],
+    "heat": [(8192, d, m) for d, m in itertools.product(DIMS, RANKS)],
+    "full": [(t, d, m) for d, m, t in itertools.product(DIMS, RANKS, TOKENS)],
+}
 VARIANTS = ("plain", "norm", "plain-fp32", "norm-fp32")
 """norm: rms_norm first, residual input. fp32: master weights, cast by the eager forms."""
 DEFAULT_VARIANTS = ("plain", "norm")
+
+
+def parse(variant: str) -> Variant:
+    return parse_variant(variant, ("plain", "norm"), ("fp32",))
 
 
 def build(
     shape: tuple[int, int, int], variant: str, dtype: torch.dtype, device: torch.device
 ) -> Case:
     tokens, dim, rank = shape
-    norm, weight_dtype = "norm" in variant, torch.float32 if "fp32" in variant else dtype
-    draw = Draw(device, dtype, weight_dtype)
+    options = parse(variant)
+    draw = Draw(device, dtype, torch.float32 if "fp32" in options else dtype)
     parameters = {
         "gate": draw.weight(rank, dim),
         "down": draw.weight(rank, dim),
         "up": draw.weight(dim, rank),
     }
-    if norm:
+    if options.kind == "norm":
         parameters["weight"] = draw.weight(dim, mean=1.0, std=0.1)
     packed = torch.cat((parameters["gate"], parameters["down"])).to(dtype)
     moved = ELEMENT[dtype] * tokens * dim
@@ -57,9 +72,10 @@ def build(
             "copy": copy_of("x"),
             "eager": Provider(eager),
             "eager-packed": Provider(eager_packed(packed)),
-            "compile": compiled(eager),
-            "triton": of_backend("swiglu_adapter", "triton", operator("triton")),
-            "reference": of_backend("swiglu_adapter", "reference", operator("reference")),
+            "manual": Provider(by_hand),
+            "liger": liger.adapter(device),
+            **compiled_both(eager),
+            **registered("swiglu_adapter", operator, device),
         },
         exact=exact,
         moved={FORWARD: 2.0 * moved + weights, BOTH: 6.0 * moved + 3.0 * weights},
@@ -89,6 +105,17 @@ def eager_packed(packed: Tensor) -> Callable[..., Tensor]:
         return torch.addmm(x, silu(pre_gate) * pre_down, up.to(x.dtype).t())
 
     return run
+
+
+def by_hand(
+    x: Tensor, gate: Tensor, down: Tensor, up: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Hand-written backward; torch's fused rms_norm in front."""
+    gate, down, up = (w.to(x.dtype) for w in (gate, down, up))
+    if weight is None:
+        return manual.SwiGLU.apply(x, None, gate, down, up)
+    n = rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)
+    return manual.SwiGLU.apply(n, x, gate, down, up)
 
 
 def operator(backend: str) -> Callable[..., Tensor]:

@@ -28,6 +28,6 @@ def machine():
 def case():
     """A small adapter without the providers that are slow to start here."""
     found = adapter.build(SMALL, "norm", torch.bfloat16, CPU)
-    for name in ("compile", "triton"):
+    for name in ("compile", "compile-max", "triton"):
         del found.providers[name]
     return found

@@ -5,9 +5,11 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from bench import goals, machine, report, run
 from bench.case import BOTH, FORWARD, Provider
+from bench.cases import adapter
 from bench.measure import Settings, measure
 from tests.bench.conftest import CPU
 
@@ -16,7 +18,8 @@ QUICK = Settings(mode="eager-call", rounds=2, warmup_seconds=0.0)
 
 def test_shapes():
     assert run.shapes("8192x4096x32,2x3x4") == [(8192, 4096, 32), (2, 3, 4)]
-    for text in ("8192x4096", "1x2x0", "1x2x3x4"):
+    assert run.shapes("2x3x4x5") == [(2, 3, 4, 5)]
+    for text in ("8192x4096", "1x2x0", "1x2x3x4x5", "1x2xa"):
         with pytest.raises(argparse.ArgumentTypeError):
             run.shapes(text)
 
@@ -24,8 +27,11 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["adapter", "--device", "cpu"], "graph-cold needs a GPU"),
-        (["adapter", "--device", "cpu", "--passes", "backward"], "expected forward"),
+        (["adapter", "--device", "cpu", "--mode", "graph-cold"], "graph-cold needs a GPU"),
+        (["adapter", "--device", "cpu", "--passes", "sideways"], "expected forward"),
+        (["adapter", "--device", "cpu", "--variants", "plain,single"], "'single' is none of"),
+        (["adapter", "--device", "cpu", "--grid", "huge"], "bench.cases.adapter has default"),
+        (["adapter", "--device", "cpu", "--shapes", "1x2x3x4"], "takes 3 numbers"),
     ],
 )
 def test_what_cannot_run_is_said(arguments, message):
@@ -36,7 +42,7 @@ def test_what_cannot_run_is_said(arguments, message):
 def test_a_run_writes_its_record(tmp_path, capsys):
     code = run.main(
         "adapter --shapes 32x16x4 --variants plain --providers eager --no-compile --device cpu "
-        "--mode eager-call --rounds 2 --warmup-ms 0 "
+        "--rounds 2 --warmup-ms 0 "
         f"--out {tmp_path} --commit abc1234-dirty".split()
     )
     assert code == 0
@@ -59,6 +65,48 @@ def test_a_run_writes_its_record(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "32 x 16, m=4, plain" in out
     assert str(path) in out
+
+
+def test_a_case_that_breaks_is_recorded_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    arguments = (
+        "adapter --shapes 8x16x4,16x16x4 --variants plain --providers eager --device cpu --rounds 2"
+        f" --warmup-ms 0 --passes forward --out {tmp_path} --commit abc1234"
+    ).split()
+    build, built = adapter.build, []
+
+    def breaks_once(*shape_and_rest):
+        built.append(shape_and_rest)
+        if len(built) == 1:
+            raise torch.OutOfMemoryError("too large")
+        return build(*shape_and_rest)
+
+    monkeypatch.setattr(adapter, "build", breaks_once)
+    assert run.main(arguments) == 1
+    _, broken, *rows = report.read(next(tmp_path.iterdir()))
+    assert "OutOfMemoryError: too large" in broken["failed"]
+    assert [row["provider"] for row in rows] == ["copy", "eager", "eager again"]
+    assert "FAILED OutOfMemoryError" in capsys.readouterr().out
+
+
+def test_a_budget_leaves_cases_out_and_says_so(tmp_path):
+    arguments = (
+        "adapter --shapes 8x16x4,16x16x4 --variants plain --providers eager --device cpu --rounds 2"
+        f" --warmup-ms 0 --passes forward --budget-s 0 --out {tmp_path} --commit abc1234"
+    ).split()
+    assert run.main(arguments) == 0
+    assert report.read(next(tmp_path.iterdir()))[1]["left_out"] == 2
+
+
+def test_optional_providers_run_only_when_asked_for(case, machine):
+    case.providers["slow"] = dataclasses.replace(case.providers["eager"], optional=True)
+
+    def ran(**settings):
+        rows = measure(case, machine, dataclasses.replace(QUICK, kinds=(FORWARD,), **settings))
+        return "slow" in {row["provider"] for row in rows}
+
+    assert not ran()
+    assert ran(extra=("slow",))
+    assert ran(providers=("slow",))
 
 
 def test_commit_is_unknown_without_git(tmp_path, monkeypatch):

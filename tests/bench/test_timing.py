@@ -67,3 +67,19 @@ def test_graph_timer_captures_a_backward():
     timer = timing.GraphTimer(call, 2)
     assert timer.calls % 2 == 0
     assert timing.interleave({"call": timer}, 3, 0.0)["call"][0] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graph_timer_captures_a_backward_of_an_earlier_forward():
+    x = torch.randn(512, 512, device="cuda", requires_grad=True)
+    made = {}
+
+    def call(slot):
+        if slot not in made:
+            made[slot] = (x @ x).tanh().sum()
+        return torch.autograd.grad(made[slot], x, retain_graph=True)
+
+    timer = timing.GraphTimer(call, 2)
+    assert len(made) == 2
+    assert timing.interleave({"call": timer}, 3, 0.0)["call"][0] > 0
