@@ -29,7 +29,9 @@ struct Launch {
   dim3 blocks, threads;
   size_t shared = 0;  // bytes of dynamic shared memory; above 48 KB the kernel is told
   void *stream = nullptr;
-  unsigned cluster = 1;  // blocks per cluster, along x
+  // Blocks per cluster, along x. 0: the kernel uses no clusters; one that does needs its 1 said, or its
+  // cluster instructions are illegal.
+  unsigned cluster = 0;
 };
 
 // Queues `kernel(arguments...)`. No blocks: nothing is queued.
@@ -59,7 +61,7 @@ mmadapt_cuda_status launch(const Launch &how, void (*kernel)(Parameters...),
     config.dynamicSmemBytes = how.shared;
     config.stream = static_cast<cudaStream_t>(how.stream);
     config.attrs = attributes;
-    if (how.cluster > 1) {
+    if (how.cluster > 0) {
       attributes[0].id = cudaLaunchAttributeClusterDimension;
       attributes[0].val.clusterDim.x = how.cluster;
       attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;

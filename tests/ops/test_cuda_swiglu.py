@@ -82,6 +82,10 @@ on_gpu = [
 ]
 
 
+def assert_close_in_norm(actual, expected):
+    assert (actual.double() - expected.double()).norm() <= 2**-7 * expected.double().norm()
+
+
 def gpu(*cases):
     return [pytest.param(*case, marks=on_gpu) for case in cases]
 
@@ -118,7 +122,7 @@ def test_error_rule(
 
 @pytest.mark.parametrize("cluster", gpu((1,), (2,), (4,), (8,)))
 def test_any_cluster_gives_the_same_result(cluster, monkeypatch):
-    args = problem(100, 512, 32, 2, norm=True, dtypes=HALF, device="cuda")
+    args = problem(100, 512, 32, norm=True, dtypes=HALF, device="cuda")
     expected = run(backend, *args, "norm")
     choose = backend._problem
 
@@ -130,7 +134,7 @@ def test_any_cluster_gives_the_same_result(cluster, monkeypatch):
 
     monkeypatch.setattr(backend, "_problem", forced)
     for actual, same in zip(run(backend, *args, "norm"), expected, strict=True):
-        torch.testing.assert_close(actual, same, rtol=2**-6, atol=2**-7)
+        assert_close_in_norm(actual, same)
 
 
 @pytest.mark.parametrize("norm", gpu((False,), (True,)))
@@ -160,5 +164,5 @@ def test_only_what_is_needed(needs):
     full, part = run(backend, *args, "norm"), run(backend, *args, "norm", needs=needs)
     for wanted, ours, whole in zip(needs, part[1:], full[1:], strict=True):
         assert (ours.numel() > 0) == wanted
-        if wanted:
-            torch.testing.assert_close(ours, whole, rtol=2**-6, atol=2**-7)
+        if wanted:  # without dx another kernel leaves dz behind, rounded elsewhere
+            assert_close_in_norm(ours, whole)
