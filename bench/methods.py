@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench import llama
 from bench.cases import IMAGE_TOKENS
-from bench.cases.block import released, weights_of
+from bench.cases.block import released, temper, weights_of
 from bench.llama import Geometry
 from bench.peers import manual
 
@@ -184,6 +184,8 @@ def _pill(model: nn.Module, geometry: Geometry, rank: int, dtype: torch.dtype) -
 
     config = PillConfig(rank=rank, stage="instruct", init_weights=False)
     found = get_peft_model(model, config, autocast_adapter_dtype=dtype == torch.float32)
+    for layer in found.base_model.model.model.layers:
+        temper(layer)
     for _, parameter in trained(found):
         parameter.data = parameter.data.to(dtype)
     return found

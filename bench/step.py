@@ -50,7 +50,8 @@ class Running:
         loss.backward()
         if self.gradient_norm is None:
             grads = [p.grad for p in self.method.parameters.values() if p.grad is not None]
-            self.gradient_norm = float(torch.nn.utils.get_total_norm(grads))
+            squares = [torch.linalg.vector_norm(g, dtype=torch.float32) ** 2 for g in grads]
+            self.gradient_norm = float(torch.stack(squares).sum().sqrt())
             self.first_loss = float(loss.detach())
         self.optimizer.step()
 

@@ -114,8 +114,16 @@ def adapt(model: nn.Module, rank: int, *, fp32: bool) -> tuple[nn.Module, dict[s
         for weight in ("gate", "down", "up")
     }
     parameters["value_gate"] = layer.self_attn.mmadapt_pill_gate.default.gate
+    temper(layer)
     layer.requires_grad_(False)  # the case says what is differentiated
     return layer, {name: p.requires_grad_() for name, p in parameters.items()}
+
+
+def temper(layer: nn.Module) -> None:
+    """Gates whose logits are of the order of one: the tuner's random ones saturate at this width,
+    and what passes through them is then decided by rounding."""
+    gate = layer.self_attn.mmadapt_pill_gate["default"].gate
+    nn.init.normal_(gate, std=gate.shape[-1] ** -0.5)
 
 
 def weights_of(layer: nn.Module) -> dict[str, Tensor]:
