@@ -74,7 +74,7 @@ def train(
         console.say(f"already finished: {run_dir}")
         text = (run_dir / METRICS).read_text(encoding="utf-8")
         return RunOutcome(run_dir, Comparison.from_json(text), run_dir / "report.html")
-    return _compare(recipe, manifest, console, evaluated={})
+    return _compare(recipe, manifest, console)
 
 
 def evaluate(
@@ -94,22 +94,22 @@ def evaluate(
     for name in recipe.methods:
         if not manifest.is_done(name):
             raise RunError(f"{run_dir}: method {name!r} is not finished; run `mmadapt train` first")
-    return _compare(recipe, manifest, console, evaluated={})
+    return _compare(recipe, manifest, console)
 
 
-def _compare(
-    recipe: AuroraRecipe, manifest: Manifest, console: Console, *, evaluated: dict[str, Any]
-) -> RunOutcome:
-    run_dir = Path(recipe.out)
+def _compare(recipe: AuroraRecipe, manifest: Manifest, console: Console) -> RunOutcome:
+    run_dir, evaluated = Path(recipe.out), {}
     for name in recipe.methods:
         if not manifest.is_done(name):
             evaluated[name] = _train_method(recipe, name, manifest, console)
+    # every process takes part in an evaluation; the main one writes
+    baselines = _baselines(recipe, console) if recipe.eval.baseline else []
+    for name in recipe.methods:
+        if name not in evaluated:
+            evaluated[name] = _evaluate_saved(recipe, name, console)
     if not process_state(recipe.launch).is_main_process:
         return RunOutcome(run_dir)
-    rows = _baselines(recipe, console) if recipe.eval.baseline else []
-    for name in recipe.methods:
-        scores = evaluated.get(name) or _evaluate_saved(recipe, name, console)
-        rows.append(_row(name, scores, manifest.stage(name)))
+    rows = baselines + [_row(n, evaluated[n], manifest.stage(n)) for n in recipe.methods]
     comparison = Comparison(
         title=f"{recipe.task} on {Path(recipe.model.name).name}: {', '.join(recipe.methods)}",
         task=recipe.task,
@@ -131,8 +131,8 @@ def _compare(
 
 def _train_method(
     recipe: AuroraRecipe, name: str, manifest: Manifest, console: Console
-) -> dict[str, float] | None:
-    """Train one method, fresh or from its newest checkpoint; its scores, on the main process."""
+) -> dict[str, float]:
+    """Train one method, fresh or from its newest checkpoint; returns its scores."""
     state = process_state(recipe.launch)
     folder = Path(recipe.out) / name
     backbone = load_backbone(recipe)
@@ -161,7 +161,6 @@ def _train_method(
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     seconds = time.monotonic() - started
     loss = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    scores = None
     if state.is_main_process:
         metrics = _metrics(trainer, seconds, resumed=found is not None)
         save_trained(loss, folder / STATE)
@@ -169,8 +168,8 @@ def _train_method(
             model.save_pretrained(str(folder / "adapter"))
         metrics |= _memory(trainer, loss)
         manifest.finish_stage(name, metrics)
-        scores = evaluate_model(recipe, backbone, loss.model, console, name)
     state.wait_for_everyone()
+    scores = evaluate_model(recipe, backbone, loss.model, console, name)
     trainer.accelerator.free_memory()
     del trainer, loss, model, backbone
     gc.collect()

@@ -109,7 +109,7 @@ def test_the_optimizer_is_the_released_one(recipe, tmp_path, monkeypatch):
 def test_the_shipped_recipe_beats_chance_and_the_frozen_model(task, tmp_path):
     wanted = load_recipe(find_recipe(f"aurora_digits_{task}"), [f"out={tmp_path}/run"])
     results = train(wanted, console=QUIET).results
-    column = "i2t R@5" if task == "retrieval" else "accuracy"
+    column = "t2i R@5" if task == "retrieval" else "accuracy"
     scores = {row.name: row.scores[column] for row in results.rows}
     blind = scores.pop(results.rows[0].name)
     frozen = scores.pop("frozen model")
