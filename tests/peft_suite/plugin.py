@@ -1,4 +1,4 @@
-"""pytest plug-in that points PEFT's tests at the PILL tuner and at tiny local models."""
+"""pytest plug-in that points PEFT's tests at this package's tuners and at tiny local models."""
 
 import fnmatch
 import importlib
@@ -12,16 +12,49 @@ import torch
 import transformers
 from not_applicable import NOT_APPLICABLE
 
-from mmadapt.peft import PillConfig
+from mmadapt.peft import AuroraConfig, PillConfig
 
 TASK = {"task_type": "CAUSAL_LM"}
+METHODS = (PillConfig, AuroraConfig)
 CONFIGS = [
     (PillConfig, {**TASK, "rank": 4}),
     (PillConfig, {**TASK, "rank": 4, "gate": "static", "adapter": "linear"}),
     (PillConfig, {**TASK, "rank": 4, "gate_heads": "q", "experts": "shared"}),
+    (AuroraConfig, {**TASK, "rank": 4, "branch_dropout": 0.0}),
+    (AuroraConfig, {**TASK, "rank": 4, "branch_dropout": 0.0, "core": "diagonal"}),
 ]
+# Name, model, config class and arguments, as in PEFT's own list for small models of plain torch.
+CUSTOM = [
+    ("Aurora MLP", "MLP", AuroraConfig, {"target_modules": "lin0"}),
+    ("Aurora MLP list", "MLP", AuroraConfig, {"target_modules": ["lin0", "lin1"], "scale": 0.1}),
+    (
+        "Aurora MLP diagonal",
+        "MLP",
+        AuroraConfig,
+        {"target_modules": ["lin1"], "core": "diagonal", "modules_to_save": ["lin0"]},
+    ),
+]
+SEVERAL = [
+    (
+        "Aurora Same",
+        "aurora",
+        AuroraConfig,
+        {"target_modules": ["lin0"], "init_weights": False},
+        {"target_modules": ["lin0"], "init_weights": False, "rank": 4},
+    ),
+    (
+        "Aurora Different",
+        "aurora",
+        AuroraConfig,
+        {"target_modules": ["lin0"], "init_weights": False},
+        {"target_modules": ["lin1"], "init_weights": False},
+    ),
+]
+for _, _, _, *_options in (*CUSTOM, *SEVERAL):
+    for _option in _options:
+        _option["branch_dropout"] = 0.0  # they compare outputs in training mode
 DECODERS = ("Llama", "Mistral", "Qwen2")
-MODULES = ("tests.test_decoder_models", "tests.test_config")
+MODULES = ("tests.test_decoder_models", "tests.test_config", "tests.test_custom_models")
 
 
 def _stub(name: str) -> None:
@@ -74,7 +107,7 @@ def pytest_configure(config) -> None:
     values = {
         "model_id": _models(save=not hasattr(config, "workerinput")),
         "config_cls,config_kwargs": CONFIGS,
-        "config_class,mandatory_kwargs": [(PillConfig, {})],
+        "config_class,mandatory_kwargs": [(method, {}) for method in METHODS],
     }
     for name in MODULES:
         module = importlib.import_module(name)
@@ -84,34 +117,40 @@ def pytest_configure(config) -> None:
                     _reparametrise(function, values)
     module = sys.modules["tests.test_decoder_models"]
     module.PEFT_DECODER_MODELS_TO_TEST[:] = values["model_id"]
+    # These lists are the parametrisations themselves.
+    custom = sys.modules["tests.test_custom_models"]
+    custom.TEST_CASES[:] = CUSTOM
+    custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = SEVERAL
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Keep the tests that run over our method and that are not listed as not applicable."""
-    ours = [item for item in items if _is_over_methods(item)]
-    unused = dict(NOT_APPLICABLE)
+    """Keep the tests that run over our methods and that are not listed as not applicable."""
+    ours = [item for item in items if _method(item) is not None]
+    unused = {(m, pattern) for m, patterns in NOT_APPLICABLE.items() for pattern in patterns}
     kept = []
     for item in ours:
+        method = _method(item).__name__
         name = f"{item.path.name}::{item.originalname}"
-        matches = [pattern for pattern in NOT_APPLICABLE if fnmatch.fnmatchcase(name, pattern)]
-        for pattern in matches:
-            unused.pop(pattern, None)
+        patterns = NOT_APPLICABLE[method]
+        matches = [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)]
+        unused -= {(method, pattern) for pattern in matches}
         if not matches:
             kept.append(item)
     if unused and not config.option.keyword:
-        raise pytest.UsageError(f"not_applicable.py lists tests that do not exist: {list(unused)}")
+        raise pytest.UsageError(f"not_applicable.py lists tests that do not exist: {unused}")
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
 
-def _is_over_methods(item) -> bool:
+def _method(item) -> type | None:
+    """The configuration class of ours that a test is run with."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    return PillConfig in parameters.values()
+    return next((value for value in parameters.values() if value in METHODS), None)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
-    terminalreporter.write_line(
-        f"left out: tests of other methods, and {len(NOT_APPLICABLE)} that cannot apply to PILL"
-    )
-    for name, reason in NOT_APPLICABLE.items():
-        terminalreporter.write_line(f"  {name}: {reason}")
+    terminalreporter.write_line("left out: tests of other methods, and those that cannot apply to")
+    for method, patterns in NOT_APPLICABLE.items():
+        terminalreporter.write_line(f"{method}:")
+        for name, reason in patterns.items():
+            terminalreporter.write_line(f"  {name}: {reason}")

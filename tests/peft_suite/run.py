@@ -1,11 +1,11 @@
-"""Run the test-suite of the installed PEFT against the PILL tuner.
+"""Run the test-suite of the installed PEFT against the tuners of this package.
 
     python tests/peft_suite/run.py [pytest arguments]
 
 PEFT's source distribution carries its tests. They are downloaded once per version into
 `build/peft-sdist`, so that the suite always matches the installed library, and run unchanged but
-for the methods and models that they are parametrised with (`plugin.py`). What cannot apply to PILL
-is listed in `not_applicable.py`, each with its reason.
+for the methods and models that they are parametrised with (`plugin.py`). What cannot apply to a
+method is listed in `not_applicable.py`, each with its reason. One method: `-k AuroraConfig`.
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "peft-sdist"
-SUITES = ("test_decoder_models.py", "test_config.py")
+SUITES = ("test_decoder_models.py", "test_config.py", "test_custom_models.py")
 
 
 def fetch(version: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 def test_peft_suite_passes():
-    """The suite of the installed PEFT, downloaded from the package index, passes against PILL."""
+    """The suite of the installed PEFT, from the package index, passes against our methods."""
     script = Path(__file__).with_name("run.py")
     result = subprocess.run(
         [sys.executable, str(script), "-n", "2"],

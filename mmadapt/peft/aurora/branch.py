@@ -1,7 +1,7 @@
 """How an adapted linear layer runs: as one operator, or as its base plus the update."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,47 +25,49 @@ def operands(layer: "AuroraLinear", adapter: str) -> tuple[Tensor, Tensor, list[
     )
 
 
-def fused(layer: "AuroraLinear", x: Tensor, adapter: str) -> Tensor:
-    """Base and update of one adapter in one `cp_linear`, or one per chunk that drops out alone."""
-    if layer.site.kind == "linear":
-        (y,) = fused_group([layer], x, adapter)
-        return y
-    factor_in, factor_out, modes = operands(layer, adapter)
-    dropout, base = layer.active_dropout(adapter), layer.base_layer
-    settings = {"scale": layer.scale(adapter), "dropout": dropout, "dropout_at": "after"}
-    if layer.site.kind != "down":
-        if dropout > 0.0:  # every chunk has a mask of its own
-            chunks = layer.site.chunks
-            weights = base.weight.chunk(chunks)
-            biases = None if base.bias is None else base.bias.chunk(chunks)
-            settings["dropout_at"] = layer.site.dropout_at
-            ys = ops.cp_linear_group(
-                x, weights, biases, *_cast(x, factor_in, factor_out), _cast(x, *modes), **settings
-            )
-            return torch.cat(ys, dim=-1)
-        factor_out = tall_factor(factor_out, modes)
+def operation(
+    layers: Sequence["AuroraLinear"], x: Tensor, adapter: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the `cp_linear_group` that computes base and update of one adapter.
+
+    Args:
+        layers: one layer, or several square ones with the same input, factors and settings.
+    """
+    first = layers[0]
+    factor_in, factor_out, modes = operands(first, adapter)
+    kind, base, dropout = first.site.kind, first.base_layer, first.active_dropout(adapter)
+    weights, biases = [base.weight], [base.bias]
+    if kind == "linear":
+        weights = [layer.base_layer.weight for layer in layers]
+        biases = [layer.base_layer.bias for layer in layers]
+        modes = [layer.modes(adapter)[0] for layer in layers]
+    elif kind != "down" and dropout > 0.0:  # every chunk has a mask of its own
+        weights = list(base.weight.chunk(first.site.chunks))
+        biases = None if base.bias is None else list(base.bias.chunk(first.site.chunks))
+    elif kind == "down":
+        factor_in, modes = wide_factor(factor_in, modes), [torch.ones_like(factor_in[:, 0])]
     else:
-        factor_in = wide_factor(factor_in, modes)
-    factors = _cast(x, factor_in, factor_out)
-    mode = torch.ones_like(factors[0][:, 0])
-    return ops.cp_linear(x, base.weight, base.bias, *factors, mode, **settings)
+        factor_out, modes = tall_factor(factor_out, modes), [torch.ones_like(factor_in[:, 0])]
+    settings = {
+        "scale": first.scale(adapter),
+        "dropout": dropout,
+        "dropout_at": first.site.dropout_at,
+    }
+    factors = (usable(factor_in, x.dtype), usable(factor_out, x.dtype))
+    return (x, weights, biases, *factors, [usable(mode, x.dtype) for mode in modes]), settings
+
+
+def fused(layer: "AuroraLinear", x: Tensor, adapter: str) -> Tensor:
+    """Base and update of one adapter as one operator."""
+    args, settings = operation([layer], x, adapter)
+    ys = ops.cp_linear_group(*args, **settings)
+    return ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
 
 
 def fused_group(layers: Sequence["AuroraLinear"], x: Tensor, adapter: str) -> tuple[Tensor, ...]:
-    """Square layers with the same input, factors, scale and dropout, in one operator."""
-    first = layers[0]
-    factor_in, factor_out, _ = operands(first, adapter)
-    modes = [layer.modes(adapter)[0] for layer in layers]
-    return ops.cp_linear_group(
-        x,
-        [layer.base_layer.weight for layer in layers],
-        [layer.base_layer.bias for layer in layers],
-        *_cast(x, factor_in, factor_out),
-        _cast(x, *modes),
-        scale=first.scale(adapter),
-        dropout=first.active_dropout(adapter),
-        dropout_at=first.site.dropout_at,
-    )
+    """The same for several square layers with the same input, factors and settings."""
+    args, settings = operation(layers, x, adapter)
+    return ops.cp_linear_group(*args, **settings)
 
 
 def add_update(
@@ -115,7 +117,3 @@ def _accumulate(y: Tensor, core: Tensor, factor: Tensor, scale: float) -> Tensor
         y.reshape(-1, y.shape[-1]).to(core.dtype), core.flatten(0, -2), factor.t(), alpha=scale
     )
     return flat.view(y.shape).to(y.dtype)
-
-
-def _cast(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [usable(tensor, x.dtype) for tensor in tensors]

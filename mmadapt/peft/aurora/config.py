@@ -46,7 +46,7 @@ class AuroraConfig(PeftConfig):
             R³ numbers; `"diagonal"` (the paper's CP decomposition), ``M_k = diag(core * p_k)``.
         components: which parts are adapted, a list from `vit_qkv`, `vit_proj`, `vit_mlp`,
             `text_self`, `cross`, `decoder` (the answer decoder's self- and cross-attention) and
-            `language_model`; None for all the model has.
+            `language_model`; None for all of BLIP, and the language model of other models.
         mlp_layout: how an FFN weight of m times the width is cut into m square ones: `"released"`,
             mode index and core column interleaved, rank divisible by m; `"clean"`, mode g for
             chunk g. None means released for the dense core and clean for the diagonal one.
@@ -107,8 +107,6 @@ class AuroraConfig(PeftConfig):
                 setattr(self, name, set(value))
             elif isinstance(value, str):
                 check_pattern(f"AuroraConfig.{name}", value)
-        if isinstance(self.layers_to_transform, int):
-            self.layers_to_transform = [self.layers_to_transform]
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
                 "AuroraConfig.layers_pattern needs layers_to_transform, the indices in those lists"

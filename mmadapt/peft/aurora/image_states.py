@@ -66,7 +66,8 @@ class ProjectStates:
             return None
         if _has_cached_states(kwargs.get("past_key_values")):
             return None
-        adapters = self._adapters(module)
+        layers = shares_projection(module)
+        adapters = list(dict.fromkeys(name for layer in layers for name in layer.current))
         if not adapters:
             return None
         # An alias, because the projection's graph holds `states`: no tensor holds itself.
@@ -79,20 +80,20 @@ class ProjectStates:
         setattr(alias, _ATTRIBUTE, projections)
         return args, kwargs | {_STATES: alias}
 
-    def _adapters(self, module: nn.Module) -> list[str]:
-        """Adapters that at least two weights with these states as input run now."""
-        layers = [
-            layer
-            for child in module.modules()
-            if hasattr(child, "crossattention")
-            for layer in (child.crossattention.self.key, child.crossattention.self.value)
-            if hasattr(layer, "mode_vectors") and not layer.merged
-        ]
-        names = [name for layer in layers for name in layer.current]
-        # Sharded layers are whole only while they run, and FSDP's hooks hand on other tensors.
-        plain = (torch.Tensor, nn.Parameter)
-        sharded = any(type(p) not in plain for m in layers for p in m.parameters())
-        return [] if sharded else [n for n in dict.fromkeys(names) if names.count(n) > 2]
+
+def shares_projection(stack: nn.Module) -> list[Any]:
+    """The adapted keys and values of a text stack's cross-attention that share a projection now."""
+    layers = [
+        layer
+        for child in stack.modules()
+        if hasattr(child, "crossattention")
+        for layer in (child.crossattention.self.key, child.crossattention.self.value)
+        if hasattr(layer, "mode_vectors") and not layer.merged and layer.current
+    ]
+    # Sharded layers are whole only while they run, and FSDP's hooks hand on other tensors.
+    plain = (torch.Tensor, nn.Parameter)
+    sharded = any(type(p) not in plain for layer in layers for p in layer.parameters())
+    return [] if sharded or len(layers) < 3 else layers
 
 
 def _has_cached_states(cache: Any) -> bool:

@@ -44,11 +44,19 @@ class AuroraLinear(AuroraLayer):
         return self.get_base_layer().weight.device
 
     @property
+    def in_features(self) -> int:
+        return self.get_base_layer().in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.get_base_layer().out_features
+
+    @property
     def factor_widths(self) -> tuple[int, int]:
         """Input width of the first and output width of the second factor."""
-        base, site = self.get_base_layer(), self.site
-        width_in = base.in_features // (site.chunks if site.kind == "down" else 1)
-        width_out = base.out_features // (site.chunks if site.kind in ("fused", "up") else 1)
+        kind, chunks = self.site.kind, self.site.chunks
+        width_in = self.in_features // (chunks if kind == "down" else 1)
+        width_out = self.out_features // (chunks if kind in ("fused", "up") else 1)
         return width_in, width_out
 
     def new_parameters(self, config: AuroraConfig) -> dict[str, nn.Parameter]:

@@ -14,12 +14,20 @@ from torch import nn
 from mmadapt.peft.aurora.blip_embeddings import CopyLeaf, text_embeddings
 from mmadapt.peft.aurora.config import AuroraConfig
 from mmadapt.peft.aurora.contraction import Contraction
+from mmadapt.peft.aurora.explain import AuroraReport, explain_aurora
 from mmadapt.peft.aurora.image_states import ProjectStates
 from mmadapt.peft.aurora.layer import FACTORS, PREFIX, AuroraLayer, Shared
 from mmadapt.peft.aurora.linear import AuroraLinear, check_layout
 from mmadapt.peft.aurora.query_transform import CANNOT_MERGE, AuroraQueryTransform
 from mmadapt.peft.aurora.siblings import Siblings
-from mmadapt.peft.aurora.sites import Site, find_sites, layer_index, linear_of, text_stacks
+from mmadapt.peft.aurora.sites import (
+    Site,
+    default_components,
+    find_sites,
+    layer_index,
+    linear_of,
+    text_stacks,
+)
 from mmadapt.peft.loading import require_complete_load
 
 
@@ -44,6 +52,8 @@ class AuroraModel(BaseTuner):
             self._siblings: dict[tuple, Siblings] = {}
             self._hooks: list[Any] = []
             require_complete_load(self, self.prefix)
+            # Into sharded parameters, whose version counters do not tell when they are gathered.
+            self.register_load_state_dict_post_hook(_forget_contraction)
         config = self.peft_config[adapter_name]
         self._sites = find_sites(model)
         self._check_components(model, config)
@@ -68,6 +78,10 @@ class AuroraModel(BaseTuner):
     def contraction(self) -> Contraction:
         """The contracted modes. `clear()` it after changing parameters through `.data`."""
         return self._shared.contraction
+
+    def explain(self, tokens: int = 1024) -> list[AuroraReport]:
+        """`mmadapt.peft.explain` of this model."""
+        return explain_aurora(self.model, tokens)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_name, inference_mode)
@@ -174,6 +188,12 @@ class AuroraModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: AuroraConfig, model_config: Any) -> AuroraConfig:
         return peft_config  # without target_modules the structure of the model decides
 
+    def _components(self, config: AuroraConfig) -> list[str] | None:
+        """The components to adapt; None for all, if `target_modules` says what is adapted."""
+        if config.components is not None or config.target_modules is not None:
+            return config.components
+        return default_components(self._sites)
+
     def _check_components(self, model: nn.Module, config: AuroraConfig) -> None:
         if config.target_modules is not None:
             return
@@ -199,7 +219,8 @@ class AuroraModel(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: AuroraConfig, key: str) -> Any:
         site, layers = self._sites.get(key), peft_config.layers_to_transform
-        components = peft_config.components
+        layers = [layers] if isinstance(layers, int) else layers
+        components = self._components(peft_config)
         if site is not None and components is not None and site.component not in components:
             return False
         if site is not None and site.kind == "query_transform":
@@ -267,6 +288,10 @@ class AuroraModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError("Aurora does not support batches of mixed adapters (adapter_names)")
         yield
+
+
+def _forget_contraction(model: AuroraModel, incompatible_keys: Any) -> None:
+    model.contraction.clear()
 
 
 def _is_half(layer: BaseTunerLayer) -> bool:

@@ -12,7 +12,7 @@ SCALE_SELF = PREFIX + "scale_self"
 SHIFT_SELF = PREFIX + "shift_self"
 SCALE_CROSS = PREFIX + "scale_cross"
 SHIFT_CROSS = PREFIX + "shift_cross"
-_PARTS = (SCALE_SELF, SHIFT_SELF, SCALE_CROSS, SHIFT_CROSS)
+QUERY_TRANSFORM = (SCALE_SELF, SHIFT_SELF, SCALE_CROSS, SHIFT_CROSS)
 
 CANNOT_MERGE = (
     "the query transformation acts on states, not through a weight, and cannot be merged: keep the "
@@ -36,7 +36,7 @@ class AuroraQueryTransform(AuroraLayer):
     Parameters per adapter: four vectors ``[d]``, N(0, 0.0002²).
     """
 
-    adapter_layer_names = _PARTS
+    adapter_layer_names = QUERY_TRANSFORM
 
     def __init__(self, base_layer: nn.Module, shared: Shared, layer: nn.Module) -> None:
         super().__init__(base_layer, shared)
@@ -50,7 +50,9 @@ class AuroraQueryTransform(AuroraLayer):
 
     def new_parameters(self, config: AuroraConfig) -> dict[str, nn.Parameter]:
         std = 2e-4 if config.init_weights else 0.3
-        return {name: nn.Parameter(torch.empty(self.dim).normal_(std=std)) for name in _PARTS}
+        return {
+            name: nn.Parameter(torch.empty(self.dim).normal_(std=std)) for name in QUERY_TRANSFORM
+        }
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         y = self.base_layer(hidden_states, input_tensor)
@@ -60,7 +62,7 @@ class AuroraQueryTransform(AuroraLayer):
             return y
         for name in self.current:
             scale_self, shift_self, scale_cross, shift_cross = (
-                getattr(self, part)[name].to(y.dtype) for part in _PARTS
+                getattr(self, part)[name].to(y.dtype) for part in QUERY_TRANSFORM
             )
             added = states * scale_self + shift_self + input_tensor * scale_cross + shift_cross
             y = y + self.mmadapt_aurora_config[name].gqt_factor * added

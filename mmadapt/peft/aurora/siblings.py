@@ -37,9 +37,7 @@ class Siblings:
         kept = self._kept.pop(id(layer), None)
         if kept is not None and kept.x is x and kept.stamp == _stamp(layer, x, adapter):
             return kept.y
-        members = [layer]
-        if not torch.compiler.is_compiling():
-            members += [m for m in self.members if m is not layer and _alike(m, layer, adapter, x)]
+        members = self.joint(layer, x, adapter)
         y, *rest = fused_group(members, x, adapter)
         self._kept = {
             id(member): _Kept(x, _stamp(member, x, adapter), other)
@@ -47,12 +45,18 @@ class Siblings:
         }
         return y
 
+    def joint(self, layer: "AuroraLinear", x: Tensor, adapter: str) -> list["AuroraLinear"]:
+        """`layer`, and the siblings that would run the same adapter in the same way."""
+        if torch.compiler.is_compiling():
+            return [layer]
+        others = (member for member in self.members if member is not layer)
+        return [layer, *(other for other in others if _alike(other, layer, adapter, x))]
+
     def __getstate__(self) -> dict[str, Any]:
         return {"members": self.members, "_kept": {}}
 
 
 def _alike(member: "AuroraLinear", layer: "AuroraLinear", adapter: str, x: Tensor) -> bool:
-    """Whether a sibling would run the same adapter in the same way."""
     if member.current != [adapter] or member.merged or member.training != layer.training:
         return False
     return member.device == layer.device and member.can_fuse(x, adapter)

@@ -40,15 +40,25 @@ class Site:
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
-    """Every module that can be adapted by default, by path, in the order of the model."""
+    """Every module that can be adapted without being named, by path, in the order of the model."""
     sites: dict[str, Site] = {}
     for path, module in model.named_modules():
         sites |= _vision_layer(path, module) | _text_layer(path, module)
-    if not sites:
+    if not any(_is_text(site) for site in sites.values()):
         prefix, language_model = find_language_model(model)
         for path, module in language_model.named_modules(prefix=prefix):
             sites |= _decoder_attention(path, module)
     return sites
+
+
+def default_components(sites: dict[str, Site]) -> list[str]:
+    """What is adapted unless told otherwise: all of BLIP, of other models the language model."""
+    found = list(dict.fromkeys(site.component for site in sites.values()))
+    return ["language_model"] if "language_model" in found else found
+
+
+def _is_text(site: Site) -> bool:
+    return site.component in ("text_self", "cross", "decoder")
 
 
 def text_stacks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -160,6 +160,14 @@ def test_inference_mode_leaves_nothing_behind(tiny):
     assert model.base_model.factors["default"].core.grad.any()
 
 
+def test_loaded_weights_are_seen(tiny):
+    model, other = tiny.aurora("llama"), tiny.aurora("llama", seed=9)
+    current(model)
+    model.load_state_dict(other.state_dict())
+    assert not model.base_model.contraction._batches
+    assert torch.equal(current(model), current(other))
+
+
 def test_graphs_are_not_kept_alive(tiny):
     model = tiny.aurora("retrieval")
     batch = tiny.batch("retrieval")

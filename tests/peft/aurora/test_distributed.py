@@ -14,9 +14,9 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 @pytest.mark.parametrize(
     "cases",
     [
-        ["ddp:retrieval", "layers:retrieval", "root:retrieval", "layers:llama"],
+        ["ddp:retrieval", "layers:retrieval", "root:retrieval"],
         pytest.param(
-            ["ddp:vqa", "layers:vqa", "root:vqa", "ddp:llava", "layers:llava", "root:llama"],
+            ["ddp:vqa", "layers:vqa", "root:vqa", "ddp:llava", "layers:llama", "root:llama"],
             marks=pytest.mark.slow,
         ),
     ],

@@ -87,6 +87,7 @@ def test_widths_may_differ(tiny, core):
     torch.testing.assert_close(model(**batch).itm_score, expected.itm_score, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("core", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_gradcheck(tiny, core):
     """All of an adapted attention at width 16 and rank 4."""
     model = tiny.aurora("retrieval", tiny.base("retrieval", dim=16), rank=4, core=core).double()

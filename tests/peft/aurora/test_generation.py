@@ -17,12 +17,12 @@ def test_cached_decoding_equals_recomputation(tiny, kind):
 
 
 def test_answers_with_and_without_a_cache(tiny):
-    """On 32 questions; every token of the answer decoder's self-attention has its update."""
+    """On 256 questions; every token of the answer decoder's self-attention has its update."""
     base = tiny.base("vqa")
     with torch.no_grad():  # answers that depend on the question
         base.text_decoder.cls.predictions.bias.normal_(std=0.5)
     model = tiny.aurora("vqa", base)
-    batch = tiny.batch("vqa", rows=32)
+    batch = tiny.batch("vqa", rows=256)
     del batch["labels"]
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     cached = model.generate(**batch, **options, use_cache=True)

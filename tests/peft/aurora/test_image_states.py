@@ -113,11 +113,11 @@ def test_each_distinct_input_is_projected_once(tiny, monkeypatch):
         return group(x, weights, *args, **kwargs)
 
     monkeypatch.setattr(branch.ops, "cp_linear_group", counting)
-    for kind, expected in (("retrieval", [1] * 2 + [3, 1] * 2), ("llama", [1, 2, 1] * 2)):
+    for kind, expected in (("retrieval", [1] * 8 + [3, 1] * 2), ("llama", [1, 2, 1] * 2)):
         calls.clear()
         tiny.scores(kind, tiny.aurora(kind), tiny.batch(kind))
         # LLaMA has fewer key heads here: q alone, k and v together, and the output projection.
-        # BLIP: the projections of vision layers, text self-attention, queries of cross-attention.
+        # BLIP: four weights in a vision layer, text self-attention, queries of cross-attention.
         assert calls == expected
 
 

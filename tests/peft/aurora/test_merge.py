@@ -18,7 +18,7 @@ def weights(model):
 @pytest.mark.parametrize("layout", ["released", "clean"])
 def test_scores_are_the_same(tiny, kind, core, layout):
     model = tiny.aurora(kind, core=core, mlp_layout=layout)
-    batch = tiny.batch(kind, rows=8)
+    batch = tiny.batch(kind, rows=64)
     before, stored = tiny.scores(kind, model, batch), weights(model)
     assert 0 < model.base_model.merge_error(**batch) <= 1e-5
     model.merge_adapter()

@@ -189,3 +189,33 @@ def test_exclusion_and_narrowing(tiny):
         p for p in everything if "q_proj" in p
     }
     assert any("vision" in path for path in adapted(target_modules=["q_proj"]))
+
+
+def test_the_vision_tower_of_blip2_has_to_be_named(tiny):
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    def base():
+        tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return Blip2ForConditionalGeneration(
+            Blip2Config(
+                vision_config=tower | {"intermediate_size": 64, "image_size": 8, "patch_size": 4},
+                qformer_config=tower | {"intermediate_size": 24, "encoder_hidden_size": 16},
+                text_config=tiny.base("llama").config.to_dict(),
+                num_query_tokens=4,
+                image_token_id=3,
+            )
+        ).eval()
+
+    ids = torch.tensor([[3, 3, 3, 3, 5, 6]])
+    batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 8, 8)}
+    adapted = {}
+    for components in (None, ["vit_qkv", "vit_proj", "vit_mlp", "language_model"]):
+        torch.manual_seed(0)
+        model = tiny.aurora("blip2", base(), components=components)
+        paths = {layer.path for layer in model.base_model._shared.layers}
+        adapted[str(components)] = {path.split(".")[0] for path in paths}
+        assert model.base_model.merge_error(**batch) <= 1e-5
+        with model.disable_adapter(), torch.no_grad():
+            plain = model(**batch).logits
+        assert not torch.allclose(model(**batch).logits, plain)
+    assert list(adapted.values()) == [{"language_model"}, {"language_model", "vision_model"}]
