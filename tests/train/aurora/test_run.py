@@ -16,7 +16,9 @@ QUIET = Console(quiet=True)
 
 @pytest.mark.parametrize("task", ["retrieval", "vqa"])
 def test_a_reduced_run(task, recipe, tmp_path):
-    wanted = recipe(task, "train.num_train_epochs=6")
+    count = 6 if task == "retrieval" else 4
+    epochs = f"train.num_train_epochs={count}"
+    wanted = recipe(task, epochs)
     outcome = train(wanted, console=QUIET)
     results = outcome.results
     names = [row.name for row in results.rows]
@@ -24,9 +26,11 @@ def test_a_reduced_run(task, recipe, tmp_path):
     full, lora, aurora = results.rows[2:]
     assert full.trainable == results.parameters > aurora.trainable >= lora.trainable > 0
     for row in (full, lora, aurora):
-        losses = [loss for _, loss in row.loss][4:]  # once the queue holds features
-        if task == "vqa" or row is full:
-            assert sum(losses[-8:]) < sum(losses[:8]), row.name
+        losses = torch.tensor([loss for _, loss in row.loss]).view(count, -1).mean(1)
+        if task == "vqa":
+            assert losses[-1] < losses[0], (row.name, losses)
+        elif row is full:  # in epoch 0 the queue's random vectors still make it easy
+            assert losses[-1] < losses[1], losses
         assert row.seconds > 0 and row.saved_mib > 0 and row.state_mib > 0
     assert full.state_mib > 5 * aurora.state_mib
     for row in results.rows:
@@ -45,7 +49,7 @@ def test_a_reduced_run(task, recipe, tmp_path):
     # evaluated again with other settings, the same weights
     other = evaluate(tmp_path / "run", overrides=["eval.baseline=false"], console=QUIET)
     assert [row.scores for row in other.results.rows] == [r.scores for r in results.rows[2:]]
-    changed = recipe(task, "train.num_train_epochs=6", "methods.aurora.lr=1e-5")
+    changed = recipe(task, epochs, "methods.aurora.lr=1e-5")
     with pytest.raises(RunError, match=r"holds method|holds stage 'lora'|other settings"):
         train(changed, console=QUIET)
 
