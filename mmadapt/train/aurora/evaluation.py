@@ -25,6 +25,25 @@ def columns(recipe: AuroraRecipe) -> list[str]:
     return RETRIEVAL_COLUMNS if recipe.task == "retrieval" else VQA_COLUMNS
 
 
+def check_evaluation(recipe: AuroraRecipe) -> None:
+    """Raises RecipeError for test data or settings that could not be evaluated."""
+    test = load_source(recipe.data.test, "data.test")
+    if recipe.task == "retrieval":
+        smaller = min(len(set(test.numbers)), len(test.texts))
+        if recipe.eval.k_test > smaller:
+            raise RecipeError(
+                f"eval.k_test: expected at most {smaller}, the gallery's size, got "
+                f"{recipe.eval.k_test}"
+            )
+    elif recipe.eval.inference == "rank":
+        from mmadapt.data.answers import read_answer_list
+
+        try:
+            read_answer_list(recipe.data.answers)
+        except ValueError as error:
+            raise RecipeError(f"data.answers: {error}") from error
+
+
 def evaluate_model(
     recipe: AuroraRecipe, backbone: Backbone, model: nn.Module, console: Console, name: str
 ) -> dict[str, float]:
@@ -101,9 +120,6 @@ def _retrieval(
     settings, objective = recipe.eval, recipe.objective
     images = _Images(test, visual_loader(recipe, backbone, train=False))
     texts = tokenize(backbone.tokenizer, test.texts, recipe.inputs.max_length, "longest")
-    smaller = min(len(images), len(test.texts))
-    if settings.k_test > smaller:
-        raise RecipeError(f"eval.k_test: {settings.k_test} is more than the gallery's {smaller}")
     result = rerank(
         model,
         images,

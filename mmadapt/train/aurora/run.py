@@ -24,7 +24,7 @@ from mmadapt.train.aurora.build import (
     objective,
 )
 from mmadapt.train.aurora.config import AuroraRecipe
-from mmadapt.train.aurora.evaluation import chance, columns, evaluate_model
+from mmadapt.train.aurora.evaluation import chance, check_evaluation, columns, evaluate_model
 from mmadapt.train.aurora.measure import training_memory
 from mmadapt.train.aurora.methods import add_method, trainable_parameters
 from mmadapt.train.aurora.trainer import STATE, ObjectiveTrainer, load_trained, save_trained
@@ -64,8 +64,8 @@ def train(
     if state.is_main_process:
         _check_methods(recipe, Manifest.open(run_dir), restart=restart)
         make_data(recipe)
-        for name in ("train", "test"):  # what could not be evaluated must not be trained first
-            load_source(getattr(recipe.data, name), f"data.{name}")
+        load_source(recipe.data.train, "data.train")
+        check_evaluation(recipe)  # what could not be evaluated must not be trained first
         make_backbone(recipe, console)
         write_text_atomic(run_dir / RESOLVED, dump_recipe(recipe))
     state.wait_for_everyone()
@@ -91,6 +91,7 @@ def evaluate(
     process_state(recipe.launch)
     manifest = Manifest.open(run_dir)
     _check_methods(recipe, manifest, restart=False)
+    check_evaluation(recipe)
     for name in recipe.methods:
         if not manifest.is_done(name):
             raise RunError(f"{run_dir}: method {name!r} is not finished; run `mmadapt train` first")

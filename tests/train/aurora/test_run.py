@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from mmadapt.eval import Comparison
-from mmadapt.train import Console, RunError, evaluate, find_recipe, load_recipe, train, validate
+from mmadapt.train import (
+    Console,
+    RecipeError,
+    RunError,
+    evaluate,
+    find_recipe,
+    load_recipe,
+    train,
+    validate,
+)
 from mmadapt.train.aurora import trainer as trainers
 from mmadapt.train.aurora.trainer import STATE, ObjectiveTrainer
 
@@ -106,6 +115,15 @@ def test_the_optimizer_is_the_released_one(recipe, tmp_path, monkeypatch):
     (group,) = seen["groups"]
     assert group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8
     assert group["weight_decay"] == 0.05 and any(p.ndim == 1 for p in group["params"])
+
+
+def test_what_cannot_be_evaluated_is_not_trained(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"eval\.k_test: expected at most 12, .* got 13"):
+        train(recipe("retrieval", "eval.k_test=13"), console=QUIET)
+    wanted = recipe("vqa", f"data.answers={tmp_path}/none.json", f"data.root={tmp_path}/vqa")
+    with pytest.raises(RecipeError, match=r"data\.answers: .*cannot be read"):
+        train(wanted, console=QUIET)
+    assert not (tmp_path / "run" / "backbone").exists()
 
 
 @pytest.mark.slow
