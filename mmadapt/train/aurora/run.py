@@ -118,16 +118,21 @@ def _compare(recipe: AuroraRecipe, manifest: Manifest, console: Console) -> RunO
         rows=rows,
         parameters=manifest.stage(next(iter(recipe.methods)))["parameters"],
         seed=recipe.seed,
-        model=recipe.model.name,
-        data=recipe.data.root or recipe.data.train.path,
+        model=portable(recipe.model.name, recipe.out),
+        data=portable(recipe.data.root or recipe.data.train.path, recipe.out),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         versions=versions(),
-        config=recipe.model_dump(mode="json"),
+        config=portable(recipe.model_dump(mode="json"), recipe.out),
     )
     page = write_comparison(run_dir, comparison)
     scores = {row.name: row.scores for row in rows}
     manifest.finish_evaluation(recipe, {"scores": scores, "report": page.name})
     return RunOutcome(run_dir, comparison, page)
+
+
+def portable(value: Any, out: str) -> Any:
+    """The value with `${out}` for the run directory: a record says the same wherever it was made."""
+    return json.loads(json.dumps(value).replace(json.dumps(out)[1:-1], "${out}"))
 
 
 def _train_method(

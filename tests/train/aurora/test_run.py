@@ -48,6 +48,7 @@ def test_a_reduced_run(task, recipe, tmp_path):
 
     text = (tmp_path / "run" / "metrics.json").read_text()
     assert Comparison.from_json(text) == results
+    assert str(tmp_path) not in text and results.model == "${out}/backbone"
     page = outcome.report.read_text()
     assert "aurora" in page and f"{aurora.trainable:,}" in page and "<svg" in page
 
