@@ -131,7 +131,7 @@ def _compare(recipe: AuroraRecipe, manifest: Manifest, console: Console) -> RunO
 
 
 def portable(value: Any, out: str) -> Any:
-    """The value with `${out}` for the run directory: a record says the same wherever it was made."""
+    """The value with `${out}` for the run directory: a record is the same wherever it was made."""
     return json.loads(json.dumps(value).replace(json.dumps(out)[1:-1], "${out}"))
 
 
