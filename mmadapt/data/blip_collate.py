@@ -57,8 +57,8 @@ class VisualLoader:
                 warnings.warn(f"left out: {error}", stacklevel=2)
         if not loaded:
             raise DataError(f"no sample of a batch of {len(samples)} could be read")
-        while len(loaded) < len(samples):
-            loaded.append(loaded[len(samples) - len(loaded) - 1])
+        good = len(loaded)
+        loaded += [loaded[i % good] for i in range(len(samples) - good)]
         return [sample for sample, _ in loaded], torch.stack([pixels for _, pixels in loaded])
 
 

@@ -57,7 +57,8 @@ def random_resized_crop(
 class TrainTransform:
     """RandomResizedCrop(size, 0.5-1.0, bicubic), flip, RandAugment(N=2, M=5), CLIP statistics.
 
-    `flip=False` and `augment=None` leave steps out, for images where they change the meaning.
+    `scale=None` (a plain resize), `flip=False` and `augment=None` leave steps out, for images
+    whose meaning they change.
     Draws come from torch's global generator.
     """
 
@@ -65,14 +66,17 @@ class TrainTransform:
         self,
         size: int,
         *,
-        scale: tuple[float, float] = (0.5, 1.0),
+        scale: tuple[float, float] | None = (0.5, 1.0),
         flip: bool = True,
         augment: RandAugment | None = RandAugment(),  # noqa: B008  (without state)
     ) -> None:
         self.size, self.scale, self.flip, self.augment = size, scale, flip, augment
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = random_resized_crop(image, self.size, self.scale)
+        if self.scale is None:
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        else:
+            image = random_resized_crop(image, self.size, self.scale)
         if self.flip and torch.rand(()) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment is not None:

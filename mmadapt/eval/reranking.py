@@ -26,8 +26,10 @@ from mmadapt.models.aurora import (
     encode_text,
     encode_visual,
     frame_weights,
+    rank,
     token_scale,
     with_first_token,
+    world_size,
 )
 
 
@@ -204,15 +206,13 @@ def _score_image(
 
 
 def _world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    return rank(), world_size()
 
 
 def _shard(count: int) -> range:
     """This rank's share of `count` items: neighbouring ones, of almost equal number."""
-    rank, world = _world()
-    return range(count * rank // world, count * (rank + 1) // world)
+    place, world = _world()
+    return range(count * place // world, count * (place + 1) // world)
 
 
 def _chunks(items: range, size: int) -> Iterator[slice]:

@@ -206,5 +206,8 @@ def test_broken_videos_are_replaced_and_counted(videos, word_tokenizer):
         batch = RetrievalCollator(word_tokenizer, lenient)([data[0], data[2], data[1]])
     assert lenient.broken == 1
     assert batch["image_ids"].tolist() == [0, 0, 0] and len(batch["pixel_values"]) == 3
+    with pytest.warns(UserWarning, match="left out"):
+        batch = RetrievalCollator(word_tokenizer, lenient)([data[2], data[2], data[2], data[0]])
+    assert batch["image_ids"].tolist() == [0] * 4 and lenient.broken == 4
     with pytest.raises(DataError, match="no sample of a batch of 1"), pytest.warns(UserWarning):
         RetrievalCollator(word_tokenizer, lenient)([data[2]])

@@ -111,3 +111,8 @@ def test_half_of_the_operations_are_applied(image):
 def test_pixels_without_statistics(image):
     pixels = to_pixels(image, mean=None)
     assert pixels.min() >= 0 and pixels.max() <= 1
+
+
+def test_without_its_random_steps_training_is_testing(image):
+    plain = TrainTransform(16, scale=None, flip=False, augment=None)
+    assert torch.equal(plain(image), EvalTransform(16)(image))

@@ -115,8 +115,9 @@ def test_bf16_recall_stays(gallery):
     full = rerank(model, *gallery, **options)
     pixels, ids, mask = gallery
     half = rerank(model.bfloat16(), pixels.bfloat16(), ids, mask, **options)
-    # tiny random models give close scores, so compare what is robust: the scores themselves
-    assert (full.i2t - half.i2t).abs().max() < 0.1 * full.i2t.std()
+    # every text meets every image, so both have all pairs; scores are what can be compared: those
+    # of a tiny random model lie too close together for its ranks
+    assert (full.t2i - half.t2i).abs().max() < 0.1 * full.t2i.std()
 
 
 def test_a_trained_model_finds_its_pairs(gallery):

@@ -15,7 +15,7 @@ from mmadapt.models.aurora.encoders import (
     with_first_token,
 )
 from mmadapt.models.aurora.frame_attention import frame_aware, frame_weights, token_scale
-from mmadapt.models.aurora.gather import gather, gather_with_gradient
+from mmadapt.models.aurora.gather import alone, gather, gather_with_gradient, rank, world_size
 from mmadapt.models.aurora.ice import ICE_MODES, InformativeContext
 from mmadapt.models.aurora.itc import contrastive_loss, hard_targets, ramped_alpha
 from mmadapt.models.aurora.itm import matching_loss
@@ -47,6 +47,7 @@ __all__ = [
     "VQALoss",
     "VQAObjective",
     "Visual",
+    "alone",
     "answer_losses",
     "blip_of",
     "contrastive_loss",
@@ -62,8 +63,10 @@ __all__ = [
     "hard_targets",
     "matching_loss",
     "ramped_alpha",
+    "rank",
     "rank_answers",
     "sample_negatives",
     "token_scale",
     "with_first_token",
+    "world_size",
 ]

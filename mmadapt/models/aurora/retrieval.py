@@ -139,18 +139,20 @@ class RetrievalObjective(nn.Module):
             visual_m, text_m = self._momentum_features(pixel_values, input_ids, attention_mask)
         visual = encode_visual(self.blip, pixel_values)
         text = encode_text(self.blip, input_ids, attention_mask)
-        itc = contrastive_loss(
-            visual.feature.float(),
-            text.feature.float(),
-            visual_m,
-            text_m,
-            image_ids,
-            image_queue=self.queue.image,
-            text_queue=self.queue.text,
-            queue_ids=self.queue.ids,
-            temperature=self.temperature,
-            alpha=self._alpha_now,
-        )
+        # similarities / temperature need fp32 whatever the encoders run in
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            itc = contrastive_loss(
+                visual.feature.float(),
+                text.feature.float(),
+                visual_m,
+                text_m,
+                image_ids,
+                image_queue=self.queue.image,
+                text_queue=self.queue.text,
+                queue_ids=self.queue.ids,
+                temperature=self.temperature,
+                alpha=self._alpha_now,
+            )
         self.queue.enqueue(visual_m, text_m, image_ids)
         itm = self._matching(visual, text, input_ids, attention_mask, image_ids)
         return RetrievalLoss(itc + itm, itc, itm)

@@ -150,7 +150,8 @@ def visual_loader(recipe: AuroraRecipe, backbone: Backbone, *, train: bool) -> A
             augment=RandAugment() if inputs.augment else None,
         )
     sampling = inputs.train_frames if train else inputs.test_frames
-    frames = VideoFrames(inputs.frames, size=size, sampling=sampling)
+    count = inputs.frames if train else inputs.frames_at_test or inputs.frames
+    frames = VideoFrames(count, size=size, sampling=sampling)
     return VisualLoader(transform, frames, skip_broken=inputs.skip_broken)
 
 

@@ -66,6 +66,7 @@ class Inputs(Strict):
     flip: bool = True
     augment: bool = True
     frames: Count = 8
+    frames_at_test: Count | None = None  # null: as in training
     train_frames: Literal["random", "uniform", "window"] = "random"
     test_frames: Literal["random", "uniform", "window"] = "uniform"  # released: random
     skip_broken: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmadapt.eval.reranking import rerank
 from mmadapt.eval.vqa import soft_accuracy
+from mmadapt.models.aurora import rank, world_size
 from mmadapt.train.aurora.build import Backbone, collator, load_source, visual_loader
 from mmadapt.train.aurora.config import AuroraRecipe
 from mmadapt.train.errors import RecipeError
@@ -22,6 +23,25 @@ VQA_COLUMNS = ["accuracy"]
 
 def columns(recipe: AuroraRecipe) -> list[str]:
     return RETRIEVAL_COLUMNS if recipe.task == "retrieval" else VQA_COLUMNS
+
+
+def check_evaluation(recipe: AuroraRecipe) -> None:
+    """Raises RecipeError for test data or settings that could not be evaluated."""
+    test = load_source(recipe.data.test, "data.test")
+    if recipe.task == "retrieval":
+        smaller = min(len(set(test.numbers)), len(test.texts))
+        if recipe.eval.k_test > smaller:
+            raise RecipeError(
+                f"eval.k_test: expected at most {smaller}, the gallery's size, got "
+                f"{recipe.eval.k_test}"
+            )
+    elif recipe.eval.inference == "rank":
+        from mmadapt.data.answers import read_answer_list
+
+        try:
+            read_answer_list(recipe.data.answers)
+        except ValueError as error:
+            raise RecipeError(f"data.answers: {error}") from error
 
 
 def evaluate_model(
@@ -100,9 +120,6 @@ def _retrieval(
     settings, objective = recipe.eval, recipe.objective
     images = _Images(test, visual_loader(recipe, backbone, train=False))
     texts = tokenize(backbone.tokenizer, test.texts, recipe.inputs.max_length, "longest")
-    smaller = min(len(images), len(test.texts))
-    if settings.k_test > smaller:
-        raise RecipeError(f"eval.k_test: {settings.k_test} is more than the gallery's {smaller}")
     result = rerank(
         model,
         images,
@@ -139,11 +156,12 @@ def _vqa(
     if settings.inference == "rank":
         candidates = read_answer_list(recipe.data.answers)
         encoded = {k: v.to(device) for k, v in batches.answers(candidates).items()}
-    right = []
+    right: list[float] = []
+    own = _shard(len(test))
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(test), settings.batch_size):
-            rows = range(start, min(start + settings.batch_size, len(test)))
+        for start in range(own.start, own.stop, settings.batch_size):
+            rows = range(start, min(start + settings.batch_size, own.stop))
             batch = batches.questions([test[i] for i in rows])
             samples = batch.pop("samples")
             inputs = {key: value.to(device) for key, value in batch.items()}
@@ -169,8 +187,16 @@ def _vqa(
                 )
                 answers = backbone.tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
             right += [_score(a, s) for a, s in zip(answers, samples, strict=True)]
-            progress(len(right), len(test))
-    return {"accuracy": 100 * sum(right) / len(right)}
+            progress(len(right), len(own))
+    total = torch.tensor(sum(right), dtype=torch.float64, device=device)
+    if world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return {"accuracy": 100 * float(total) / len(test)}
+
+
+def _shard(count: int) -> range:
+    """This process's share of `count` questions."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def _score(answer: str, sample: Any) -> float:

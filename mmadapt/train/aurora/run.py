@@ -24,7 +24,7 @@ from mmadapt.train.aurora.build import (
     objective,
 )
 from mmadapt.train.aurora.config import AuroraRecipe
-from mmadapt.train.aurora.evaluation import chance, columns, evaluate_model
+from mmadapt.train.aurora.evaluation import chance, check_evaluation, columns, evaluate_model
 from mmadapt.train.aurora.measure import training_memory
 from mmadapt.train.aurora.methods import add_method, trainable_parameters
 from mmadapt.train.aurora.trainer import STATE, ObjectiveTrainer, load_trained, save_trained
@@ -64,8 +64,8 @@ def train(
     if state.is_main_process:
         _check_methods(recipe, Manifest.open(run_dir), restart=restart)
         make_data(recipe)
-        for name in ("train", "test"):  # what could not be evaluated must not be trained first
-            load_source(getattr(recipe.data, name), f"data.{name}")
+        load_source(recipe.data.train, "data.train")
+        check_evaluation(recipe)  # what could not be evaluated must not be trained first
         make_backbone(recipe, console)
         write_text_atomic(run_dir / RESOLVED, dump_recipe(recipe))
     state.wait_for_everyone()
@@ -74,7 +74,7 @@ def train(
         console.say(f"already finished: {run_dir}")
         text = (run_dir / METRICS).read_text(encoding="utf-8")
         return RunOutcome(run_dir, Comparison.from_json(text), run_dir / "report.html")
-    return _compare(recipe, manifest, console, evaluated={})
+    return _compare(recipe, manifest, console)
 
 
 def evaluate(
@@ -91,25 +91,26 @@ def evaluate(
     process_state(recipe.launch)
     manifest = Manifest.open(run_dir)
     _check_methods(recipe, manifest, restart=False)
+    check_evaluation(recipe)
     for name in recipe.methods:
         if not manifest.is_done(name):
             raise RunError(f"{run_dir}: method {name!r} is not finished; run `mmadapt train` first")
-    return _compare(recipe, manifest, console, evaluated={})
+    return _compare(recipe, manifest, console)
 
 
-def _compare(
-    recipe: AuroraRecipe, manifest: Manifest, console: Console, *, evaluated: dict[str, Any]
-) -> RunOutcome:
-    run_dir = Path(recipe.out)
+def _compare(recipe: AuroraRecipe, manifest: Manifest, console: Console) -> RunOutcome:
+    run_dir, evaluated = Path(recipe.out), {}
     for name in recipe.methods:
         if not manifest.is_done(name):
             evaluated[name] = _train_method(recipe, name, manifest, console)
+    # every process takes part in an evaluation; the main one writes
+    baselines = _baselines(recipe, console) if recipe.eval.baseline else []
+    for name in recipe.methods:
+        if name not in evaluated:
+            evaluated[name] = _evaluate_saved(recipe, name, console)
     if not process_state(recipe.launch).is_main_process:
         return RunOutcome(run_dir)
-    rows = _baselines(recipe, console) if recipe.eval.baseline else []
-    for name in recipe.methods:
-        scores = evaluated.get(name) or _evaluate_saved(recipe, name, console)
-        rows.append(_row(name, scores, manifest.stage(name)))
+    rows = baselines + [_row(n, evaluated[n], manifest.stage(n)) for n in recipe.methods]
     comparison = Comparison(
         title=f"{recipe.task} on {Path(recipe.model.name).name}: {', '.join(recipe.methods)}",
         task=recipe.task,
@@ -117,11 +118,11 @@ def _compare(
         rows=rows,
         parameters=manifest.stage(next(iter(recipe.methods)))["parameters"],
         seed=recipe.seed,
-        model=recipe.model.name,
-        data=recipe.data.root or recipe.data.train.path,
+        model=portable(recipe.model.name, recipe.out),
+        data=portable(recipe.data.root or recipe.data.train.path, recipe.out),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         versions=versions(),
-        config=recipe.model_dump(mode="json"),
+        config=portable(recipe.model_dump(mode="json"), recipe.out),
     )
     page = write_comparison(run_dir, comparison)
     scores = {row.name: row.scores for row in rows}
@@ -129,10 +130,15 @@ def _compare(
     return RunOutcome(run_dir, comparison, page)
 
 
+def portable(value: Any, out: str) -> Any:
+    """The value with `${out}` for the run directory: a record is the same wherever it was made."""
+    return json.loads(json.dumps(value).replace(json.dumps(out)[1:-1], "${out}"))
+
+
 def _train_method(
     recipe: AuroraRecipe, name: str, manifest: Manifest, console: Console
-) -> dict[str, float] | None:
-    """Train one method, fresh or from its newest checkpoint; its scores, on the main process."""
+) -> dict[str, float]:
+    """Train one method, fresh or from its newest checkpoint; returns its scores."""
     state = process_state(recipe.launch)
     folder = Path(recipe.out) / name
     backbone = load_backbone(recipe)
@@ -161,7 +167,6 @@ def _train_method(
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     seconds = time.monotonic() - started
     loss = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    scores = None
     if state.is_main_process:
         metrics = _metrics(trainer, seconds, resumed=found is not None)
         save_trained(loss, folder / STATE)
@@ -169,8 +174,8 @@ def _train_method(
             model.save_pretrained(str(folder / "adapter"))
         metrics |= _memory(trainer, loss)
         manifest.finish_stage(name, metrics)
-        scores = evaluate_model(recipe, backbone, loss.model, console, name)
     state.wait_for_everyone()
+    scores = evaluate_model(recipe, backbone, loss.model, console, name)
     trainer.accelerator.free_memory()
     del trainer, loss, model, backbone
     gc.collect()

@@ -9,6 +9,7 @@ import torch
 from mmadapt.train.arguments import build_arguments
 from mmadapt.train.aurora.build import load_source
 from mmadapt.train.aurora.config import AuroraRecipe
+from mmadapt.train.aurora.evaluation import check_evaluation
 from mmadapt.train.aurora.methods import add_method, trainable_parameters
 from mmadapt.train.errors import RecipeError
 from mmadapt.train.ui import Console
@@ -57,4 +58,9 @@ def _check_data(recipe: AuroraRecipe, console: Console) -> list[str]:
             continue
         console.say(f"data.{part}: {len(dataset):,} samples, checking every image")
         problems += [f"data.{part}: {problem}" for problem in dataset.validate()]
+    if not problems:
+        try:
+            check_evaluation(recipe)
+        except RecipeError as error:
+            problems.append(str(error))
     return problems

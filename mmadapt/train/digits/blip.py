@@ -30,7 +30,7 @@ from mmadapt.data.digit_scenes import (
 )
 from mmadapt.data.image_transforms import CLIP_MEAN, CLIP_STD
 from mmadapt.data.scene_images import SCENE_SIZE, SceneArtist
-from mmadapt.models.aurora import RetrievalObjective, VQAObjective
+from mmadapt.models.aurora import RetrievalObjective, VQAObjective, alone
 
 Task = Literal["retrieval", "vqa"]
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]")
@@ -94,7 +94,7 @@ def make_digits_blip(
         done += 1
         progress(done, total)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), alone():  # in a distributed run one process makes it
         torch.manual_seed(seed)
         tokenizer = make_tokenizer()
         model = build_model(tokenizer, settings, task)

@@ -111,3 +111,14 @@ def test_other_image_sizes_interpolate_positions(tiny):
     batch = tiny.make_batch()
     batch["pixel_values"] = torch.randn(4, 3, 12, 12)
     assert torch.isfinite(objective(**batch).loss)
+
+
+def test_contrast_runs_in_fp32_under_autocast(tiny):
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        objective = RetrievalObjective(tiny.make_retrieval(), enc_token_id=tiny.ENC, queue_size=4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(objective(**tiny.make_batch()).itc)
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0)

@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from mmadapt.eval import Comparison
-from mmadapt.train import Console, RunError, evaluate, find_recipe, load_recipe, train, validate
+from mmadapt.train import (
+    Console,
+    RecipeError,
+    RunError,
+    evaluate,
+    find_recipe,
+    load_recipe,
+    train,
+    validate,
+)
 from mmadapt.train.aurora import trainer as trainers
 from mmadapt.train.aurora.trainer import STATE, ObjectiveTrainer
 
@@ -16,7 +25,9 @@ QUIET = Console(quiet=True)
 
 @pytest.mark.parametrize("task", ["retrieval", "vqa"])
 def test_a_reduced_run(task, recipe, tmp_path):
-    wanted = recipe(task, "train.num_train_epochs=6")
+    count = 6 if task == "retrieval" else 4
+    epochs = f"train.num_train_epochs={count}"
+    wanted = recipe(task, epochs)
     outcome = train(wanted, console=QUIET)
     results = outcome.results
     names = [row.name for row in results.rows]
@@ -24,9 +35,11 @@ def test_a_reduced_run(task, recipe, tmp_path):
     full, lora, aurora = results.rows[2:]
     assert full.trainable == results.parameters > aurora.trainable >= lora.trainable > 0
     for row in (full, lora, aurora):
-        losses = [loss for _, loss in row.loss][4:]  # once the queue holds features
-        if task == "vqa" or row is full:
-            assert sum(losses[-8:]) < sum(losses[:8]), row.name
+        losses = torch.tensor([loss for _, loss in row.loss]).view(count, -1).mean(1)
+        if task == "vqa":
+            assert losses[-1] < losses[0], (row.name, losses)
+        elif row is full:  # in epoch 0 the queue's random vectors still make it easy
+            assert losses[-1] < losses[1], losses
         assert row.seconds > 0 and row.saved_mib > 0 and row.state_mib > 0
     assert full.state_mib > 5 * aurora.state_mib
     for row in results.rows:
@@ -35,6 +48,7 @@ def test_a_reduced_run(task, recipe, tmp_path):
 
     text = (tmp_path / "run" / "metrics.json").read_text()
     assert Comparison.from_json(text) == results
+    assert str(tmp_path) not in text and results.model == "${out}/backbone"
     page = outcome.report.read_text()
     assert "aurora" in page and f"{aurora.trainable:,}" in page and "<svg" in page
 
@@ -45,7 +59,7 @@ def test_a_reduced_run(task, recipe, tmp_path):
     # evaluated again with other settings, the same weights
     other = evaluate(tmp_path / "run", overrides=["eval.baseline=false"], console=QUIET)
     assert [row.scores for row in other.results.rows] == [r.scores for r in results.rows[2:]]
-    changed = recipe(task, "train.num_train_epochs=6", "methods.aurora.lr=1e-5")
+    changed = recipe(task, epochs, "methods.aurora.lr=1e-5")
     with pytest.raises(RunError, match=r"holds method|holds stage 'lora'|other settings"):
         train(changed, console=QUIET)
 
@@ -104,12 +118,21 @@ def test_the_optimizer_is_the_released_one(recipe, tmp_path, monkeypatch):
     assert group["weight_decay"] == 0.05 and any(p.ndim == 1 for p in group["params"])
 
 
+def test_what_cannot_be_evaluated_is_not_trained(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"eval\.k_test: expected at most 12, .* got 13"):
+        train(recipe("retrieval", "eval.k_test=13"), console=QUIET)
+    wanted = recipe("vqa", f"data.answers={tmp_path}/none.json", f"data.root={tmp_path}/vqa")
+    with pytest.raises(RecipeError, match=r"data\.answers: .*cannot be read"):
+        train(wanted, console=QUIET)
+    assert not (tmp_path / "run" / "backbone").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["retrieval", "vqa"])
 def test_the_shipped_recipe_beats_chance_and_the_frozen_model(task, tmp_path):
     wanted = load_recipe(find_recipe(f"aurora_digits_{task}"), [f"out={tmp_path}/run"])
     results = train(wanted, console=QUIET).results
-    column = "i2t R@5" if task == "retrieval" else "accuracy"
+    column = "t2i R@5" if task == "retrieval" else "accuracy"
     scores = {row.name: row.scores[column] for row in results.rows}
     blind = scores.pop(results.rows[0].name)
     frozen = scores.pop("frozen model")
