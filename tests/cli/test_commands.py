@@ -84,7 +84,7 @@ def test_model_option_replaces_the_made_backbone():
     ("arguments", "message"),
     [
         (("train", "pill_digits", "method.rnk=3"), "method.rnk: unknown key; did you mean 'rank'?"),
-        (("train", "no_such_recipe"), "the package ships only pill_digits"),
+        (("train", "no_such_recipe"), "the package ships only crome_digits, pill_digits"),
         (("train", "pill_digits", "seed"), "expected key=value"),
         (("eval", "."), "no run directory"),
     ],
