@@ -42,6 +42,7 @@ def test_batched_equals_one_by_one():
     assert torch.equal(contract(core[0, 0], modes), modes * core[0, 0])
 
 
+@pytest.mark.parametrize("kind", ["retrieval", "llama"])
 def test_once_per_step(tiny, kind, core):
     model = tiny.aurora(kind, core=core, mlp_layout="clean").train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)

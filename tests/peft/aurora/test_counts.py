@@ -65,11 +65,16 @@ def test_pure_cp(rank, total):
     """The paper's decomposition over the same 216 weights: 2 d R + K R + R."""
     model = tune(BlipForImageTextRetrieval, rank, core="diagonal", gqt=False)
     assert trainable(model) == total == rank * (2 * WIDTH + 216 + 1)
+
+
+def test_pure_cp_over_fewer_weights():
+    """q, k and v alone, 108 weights: the paper's tenth of a million at rank 64."""
+    rank = 64
     fewer = tune(
         BlipForImageTextRetrieval, rank, core="diagonal", gqt=False,
         components=["vit_qkv", "text_self", "cross"],
     )  # fmt: skip
-    assert trainable(fewer) == rank * (2 * WIDTH + 108 + 1)
+    assert trainable(fewer) == rank * (2 * WIDTH + 108 + 1) == 105_280
 
 
 def test_the_backbone_has_the_published_size():

@@ -15,7 +15,9 @@ def weights(model):
     }
 
 
-@pytest.mark.parametrize("layout", ["released", "clean"])
+@pytest.mark.parametrize(
+    "core, layout", [("dense", "released"), ("dense", "clean"), ("diagonal", "clean")]
+)
 def test_scores_are_the_same(tiny, kind, core, layout):
     model = tiny.aurora(kind, core=core, mlp_layout=layout)
     batch = tiny.batch(kind, rows=64)
@@ -38,7 +40,7 @@ def test_merged_is_not_added_again(tiny):
         assert torch.equal(tiny.scores("llama", model, batch), base)
 
 
-@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("core, safe", [("dense", False), ("diagonal", True)])
 def test_merge_and_unload(tiny, core, safe):
     for kind in ("retrieval", "vqa", "llama", "llava"):
         model, batch = tiny.aurora(kind, core=core, gqt=False), tiny.batch(kind)

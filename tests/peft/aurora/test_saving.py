@@ -15,7 +15,9 @@ def heads(kind):
     return {"modules_to_save": HEADS} if kind == "retrieval" else {}
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(
+    "core, low_memory", [("dense", False), ("dense", True), ("diagonal", False)]
+)
 def test_save_and_load(tiny, kind, core, low_memory, tmp_path):
     batch = tiny.batch(kind)
     model = tiny.aurora(kind, core=core, **heads(kind))
