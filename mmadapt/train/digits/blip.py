@@ -285,6 +285,10 @@ class _Optimizer:
     """Muon for the layers' matrices, AdamW for the rest, warm-up and linear decay."""
 
     def __init__(self, module: nn.Module, settings: BlipSettings, steps: int) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(
+                f"torch: torch.optim.Muon needs torch >= 2.9, this is {torch.__version__}"
+            )
         matrices, others = [], []
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:

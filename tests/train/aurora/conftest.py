@@ -8,7 +8,7 @@ from mmadapt.train import check_recipe, find_recipe, load_recipe
 # What the answer decoder knows must be worth adapting; retrieval of this size stays near chance.
 MODEL = {
     "retrieval": {"vision_steps": 2, "word_steps": 2, "task_steps": 2, "hidden_size": 16},
-    "vqa": {"vision_steps": 40, "word_steps": 1, "task_steps": 100, "hidden_size": 32},
+    "vqa": {"vision_steps": 30, "word_steps": 1, "task_steps": 80, "hidden_size": 32},
 }
 DATA = {"retrieval": {"train": 12, "test": 12}, "vqa": {"train": 24, "test": 12, "questions": 2}}
 
