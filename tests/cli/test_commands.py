@@ -115,3 +115,15 @@ def test_programming_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["mmadapt", "ls"])
     with pytest.raises(KeyError):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ablate", "pill_digits"), "method.type: is pill"),
+        (("ablate", "crome_digits", "--only", "gate"), "--only 'gate': expected one of CROME"),
+    ],
+)
+def test_ablate_refuses(monkeypatch, capsys, arguments, message):
+    code, stderr = fails(monkeypatch, capsys, *arguments)
+    assert code == 2 and message in stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -248,13 +247,10 @@ class CromeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.embed(
                 input_ids, pixel_values, qformer_input_ids, qformer_attention_mask, text_branch_mask
             )
-        settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
-        kwargs = settings.update(**kwargs)
+        if kwargs.get("generation_config") is None:
+            kwargs = _generation_defaults(self.generation_config, kwargs) | kwargs
         return self.language_model.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            generation_config=settings,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
         )
 
     def _features(
@@ -322,6 +318,16 @@ def _new_adapter(config: CromeModelConfig) -> CrossModalAdapter | None:
         share_up=config.adapter_share_up,
         share_input=config.adapter_share_input,
     )
+
+
+def _generation_defaults(config: GenerationConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """What `config` sets, as arguments: a None among the given ones has to win over it."""
+    defaults = config.to_diff_dict()
+    for name in ("transformers_version", "_from_model_config"):
+        defaults.pop(name, None)
+    if given.get("max_length") is not None:
+        defaults.pop("max_new_tokens", None)
+    return defaults
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
