@@ -55,8 +55,9 @@ def demo(results: dict[str, Any]) -> str:
         f"{_percent(blank['visual'])} %. Earlier answers cost {drift['before']:.3f} nats per token "
         f"before and {drift['after']:.3f} after. Text alone: {_percent(before['accuracy'])} % and "
         f"perplexity {before['perplexity']} before any training, "
-        f"{_percent(after['accuracy'])} % and {after['perplexity']} after all of it. Training took "
-        f"{minutes:.1f} minutes on two CPU cores that were not idle. One seed. "
+        f"{_percent(after['accuracy'])} % and {after['perplexity']} after all of it. The stages "
+        f"took {minutes:.1f} minutes ({results['info']['device']}). One seed, "
+        f"{transfer['target'][0]['total']} new questions: a few points are no difference. "
         "Record: [crome_metrics.json](demo/crome_metrics.json).",
     ]
     return "\n".join(lines + ablation(results["ablation"]))
