@@ -160,7 +160,7 @@ def test_half_precision_rounds_as_llama(tiny):
     assert fused(models[0]) == [True] * WRAPPERS
 
     def rms_error(tensors):
-        # Over all tensors together: what a single small one loses behind two layers of bf16 is luck,
+        # Over all tensors together: what one small tensor loses behind two layers of bf16 is luck,
         # 0.4 to 2.4 times the unfused model's, and differs between processors.
         relative = [
             (a.float() - c).norm() / c.norm() for a, c in zip(tensors, expected, strict=True)
