@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmadapt.peft.structure import find_language_model, visual_token_ids
+from mmadapt.peft.wrapping import remove_pre_hooks
 
 KEYWORD = "modality_ids"
 _ANCHOR = "mmadapt_anchor"
@@ -188,10 +189,4 @@ def install_plumbing(
 
 def remove_plumbing(model: nn.Module) -> None:
     """Take the hooks of `install_plumbing` away again."""
-    for module in model.modules():
-        hooks = module._forward_pre_hooks
-        for key in [
-            k for k, h in hooks.items() if isinstance(h, _WholeModelHook | _LanguageModelHook)
-        ]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    remove_pre_hooks(model, (_WholeModelHook, _LanguageModelHook))

@@ -3,22 +3,17 @@
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mmadapt.nn import CrossModalAdapter
 from mmadapt.peft.crome.config import CromeConfig
+from mmadapt.peft.wrapping import Wrapper
 
 PREFIX = "mmadapt_crome_"
 ADAPTER = PREFIX + "adapter"
 
-CANNOT_MERGE = (
-    "CROME's adapter is not linear and cannot be merged into the base weights; keep it beside the "
-    "model with save_pretrained, or remove it with unload()"
-)
 
-
-class CromeLayer(nn.Module, BaseTunerLayer):
+class CromeLayer(Wrapper):
     """Wraps one module of the frozen model, under `base_layer`, and owns the adapters.
 
     Attributes that are not found here are the base layer's.
@@ -30,19 +25,18 @@ class CromeLayer(nn.Module, BaseTunerLayer):
             instruction does not take the text branch.
     """
 
+    method = "CROME"
+    cannot_merge = (
+        "CROME's adapter is not linear and cannot be merged into the base weights; keep it beside "
+        "the model with save_pretrained, or remove it with unload()"
+    )
     adapter_layer_names = (ADAPTER,)
     other_param_names = ("mmadapt_crome_config",)
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, dim: int, stream: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.training = base_layer.training
+        super().__init__(base_layer, adapter_name)
         self.dim, self.stream = dim, stream
         self.mmadapt_crome_config: dict[str, CromeConfig] = {}
-        self.add_module(ADAPTER, nn.ModuleDict())
-        self._disable_adapters = False
-        self._active_adapter = [adapter_name]
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: CromeConfig) -> None:
         """Add the adapter `adapter_name`, on the device and in the dtype of the base layer."""
@@ -100,39 +94,6 @@ class CromeLayer(nn.Module, BaseTunerLayer):
         x = parameters[0].new_zeros(1, self.dim)
         streams = ("visual", "text") if self.has_two_streams(self.config) else (self.stream,)
         return sum(self.adapt(x, stream).sum() * 0 for stream in streams)
-
-    def set_adapter(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(names) > 1:
-            raise ValueError(f"CROME runs one adapter at a time, got {names}")
-        super().set_adapter(names, *args, **kwargs)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError(CANNOT_MERGE)
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """The bare base layer. PEFT calls this from `unload`."""
-        if merge:
-            self.merge(safe_merge, adapter_names)
-        return self.base_layer
-
-    def _get_base_layer_device_and_dtype(
-        self, base_layer: nn.Module
-    ) -> tuple[torch.device | None, torch.dtype | None]:
-        for parameter in base_layer.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
-        return next((p.device for p in base_layer.parameters()), None), None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not set yet, while unpickling
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
 
 class CromeProjector(CromeLayer):

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from mmadapt.peft.crome.config import CromeConfig
 from mmadapt.peft.crome.explain import CromeReport, explain_crome
 from mmadapt.peft.crome.layer import (
-    CANNOT_MERGE,
     PREFIX,
     CromeEmbeddings,
     CromeLayer,
@@ -21,6 +20,7 @@ from mmadapt.peft.crome.layer import (
 from mmadapt.peft.crome.plumbing import install, remove
 from mmadapt.peft.loading import require_complete_load
 from mmadapt.peft.structure import PROJECTOR_NAMES, find_encoders, find_projector, is_multimodal
+from mmadapt.peft.wrapping import WrappingTuner
 
 
 def _find_site(model: nn.Module) -> tuple[str, type[CromeLayer], str]:
@@ -41,7 +41,7 @@ def _find_site(model: nn.Module) -> tuple[str, type[CromeLayer], str]:
     raise ValueError(f"{type(model).__name__} has no input embeddings among its modules")
 
 
-class CromeModel(BaseTuner):
+class CromeModel(WrappingTuner):
     """Injects CROME's adapter; made by `peft.get_peft_model(model, CromeConfig(...))`.
 
     One adapter runs at a time. Merging is refused, and so are batches of mixed adapters.
@@ -107,29 +107,14 @@ class CromeModel(BaseTuner):
     def _width(self) -> int:
         return self.model.config.get_text_config(decoder=True).hidden_size
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # PEFT's own version expects a `weight`, which a projector of several layers does not have.
-        setattr(parent, child_name, new_module)
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(CANNOT_MERGE)
-
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
         remove(model)
         return model
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        pattern = rf"({cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)"
-        return re.sub(pattern, r"\1", key)
-
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around `PeftModel.forward` and `.generate`: remember the prompt."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError("CROME does not support batches of mixed adapters (adapter_names)")
+        self._refuse_mixed_batch(kwargs)
         with self._plumbing.prompt(kwargs):
             yield

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmadapt.peft.crome.layer import CromeEmbeddings, CromeLayer
 from mmadapt.peft.structure import find_language_model, visual_token_ids
+from mmadapt.peft.wrapping import remove_pre_hooks
 
 KEYWORD = "modality_ids"
 
@@ -172,10 +173,4 @@ def _is_seq2seq(module: nn.Module) -> bool:
 
 def remove(model: nn.Module) -> None:
     """Take the hooks of `install` away again."""
-    for module in model.modules():
-        hooks = module._forward_pre_hooks
-        for key in [
-            k for k, h in hooks.items() if isinstance(h, _WholeModelHook | _LanguageModelHook)
-        ]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    remove_pre_hooks(model, (_WholeModelHook, _LanguageModelHook))

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mmadapt.nn import LinearAdapter, SwiGLUAdapter
 from mmadapt.peft.pill.config import PillConfig
+from mmadapt.peft.wrapping import Wrapper
 
 if TYPE_CHECKING:
     from mmadapt.peft.pill.deferred_norm import DeferredNorm, Norm
@@ -23,13 +22,8 @@ PROJECTOR = PREFIX + "proj"
 
 ALIGN_TRAINABLE = frozenset({VISION, PROJECTOR})
 
-CANNOT_MERGE = (
-    "PILL depends on its input (which tokens are visual) and cannot be merged into the base "
-    "weights; keep the adapter beside the model with save_pretrained, or remove it with unload()"
-)
 
-
-class PillLayer(nn.Module, BaseTunerLayer):
+class PillLayer(Wrapper):
     """Wraps one module of the frozen model, under `base_layer`.
 
     Adapters sit in `nn.ModuleDict`s keyed by adapter name, one per part, whose attribute names
@@ -40,18 +34,17 @@ class PillLayer(nn.Module, BaseTunerLayer):
         norm_reason: else why it cannot; None where there is no norm to speak of.
     """
 
+    method = "PILL"
+    cannot_merge = (
+        "PILL depends on its input (which tokens are visual) and cannot be merged into the base "
+        "weights; keep the adapter beside the model with save_pretrained, or remove it with "
+        "unload()"
+    )
     other_param_names = ("mmadapt_pill_config",)
 
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.training = base_layer.training  # adapters may be added after model.eval()
+        super().__init__(base_layer, adapter_name)
         self.mmadapt_pill_config: dict[str, PillConfig] = {}
-        for name in self.adapter_layer_names:
-            self.add_module(name, nn.ModuleDict())
-        self._disable_adapters = False
-        self._active_adapter = [adapter_name]
-        self.merged_adapters: list[str] = []
         self.deferred_norm: DeferredNorm | None = None
         self.norm_reason: str | None = None
 
@@ -101,11 +94,8 @@ class PillLayer(nn.Module, BaseTunerLayer):
         return None if self.deferred_norm is None else self.deferred_norm.take(x)
 
     def set_adapter(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(names) > 1:
-            raise ValueError(f"PILL runs one adapter at a time, got {names}")
-        super().set_adapter(names, *args, **kwargs)
-        self._freeze_outside_stage(names)
+        super().set_adapter(adapter_names, *args, **kwargs)
+        self._freeze_outside_stage(self.active_adapters)
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
@@ -124,32 +114,10 @@ class PillLayer(nn.Module, BaseTunerLayer):
                 if adapter in getattr(self, name):
                     getattr(self, name)[adapter].requires_grad_(False)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError(CANNOT_MERGE)
-
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The bare base layer. PEFT calls this from `unload`."""
-        if merge:
-            self.merge(safe_merge, adapter_names)
+        base_layer = super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
         if self.deferred_norm is not None:
             self.deferred_norm.remove()
-        return self.base_layer
-
-    def _get_base_layer_device_and_dtype(
-        self, base_layer: nn.Module
-    ) -> tuple[torch.device | None, torch.dtype | None]:
-        # The wrapped modules have no `weight` of their own, where PEFT would look.
-        for parameter in base_layer.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
-        return next((p.device for p in base_layer.parameters()), None), None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not set yet, while unpickling
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
+        return base_layer

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from mmadapt.peft.loading import require_complete_load
@@ -15,7 +15,7 @@ from mmadapt.peft.pill.attention import PillAttention
 from mmadapt.peft.pill.config import PillConfig
 from mmadapt.peft.pill.deferred_norm import defer_norms
 from mmadapt.peft.pill.explain import WrapperReport, explain
-from mmadapt.peft.pill.layer import CANNOT_MERGE, PREFIX, PillLayer
+from mmadapt.peft.pill.layer import PREFIX, PillLayer
 from mmadapt.peft.pill.mlp import PillMlp
 from mmadapt.peft.pill.projector import PillProjector
 from mmadapt.peft.structure import (
@@ -24,6 +24,7 @@ from mmadapt.peft.structure import (
     find_encoders,
     find_projector,
 )
+from mmadapt.peft.wrapping import WrappingTuner
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _check_align_trains(config: PillConfig, *, has_projector: bool) -> None:
         )
 
 
-class PillModel(BaseTuner):
+class PillModel(WrappingTuner):
     """Injects PILL into a model; made by `peft.get_peft_model(model, PillConfig(...))`.
 
     One adapter runs at a time. Merging is refused, and so are batches of mixed adapters.
@@ -146,30 +147,15 @@ class PillModel(BaseTuner):
             self._replace_module(parent, "self_attn", attention, attention.base_layer)
         return PillMlp(target, adapter_name, attention.slot, site.dim, site.is_last)
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # PEFT's own version expects a `weight`, which the wrapped modules do not have.
-        setattr(parent, child_name, new_module)
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(CANNOT_MERGE)
-
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
         remove_plumbing(model)
         return model
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        pattern = rf"({cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)"
-        return re.sub(pattern, r"\1", key)
-
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around `PeftModel.forward` and `.generate`: remember the prompt."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError("PILL does not support batches of mixed adapters (adapter_names)")
+        self._refuse_mixed_batch(kwargs)
         ids: Tensor | None = kwargs.get("input_ids")
         with self._plumbing.prompt(ids, kwargs.get("modality_ids")):
             yield
