@@ -80,8 +80,8 @@ class CromeMethod(_Strict):
     keep_cls: bool = False
     instruction_aware: bool = True
     adapter_in_align: bool = True  # false: stage (a) trains the projections alone
-    # what stage (c) trains, to compare with the adapter
-    task_trains: list[Literal["adapter", "projector", "qformer"]] = Field(
+    # what stage (c) trains, to compare with the adapter; lora: in the language model, as large
+    task_trains: list[Literal["adapter", "projector", "qformer", "lora"]] = Field(
         default_factory=lambda: ["adapter"], min_length=1
     )
 

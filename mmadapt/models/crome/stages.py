@@ -26,10 +26,12 @@ def crome_components(
     """Parameters by component, with their names in `model.named_parameters()`; none is in two.
 
     Keys, in this order and only where not empty: `projector` (both projections), `adapter`,
-    `qformer` (with its query embeddings), `vision_tower`, `language_model`.
+    `qformer` (with its query embeddings), `vision_tower`, `language_model`, `lora` (what PEFT's
+    LoRA has put into the language model).
     """
     groups: dict[str, list[tuple[str, Parameter]]] = {
-        name: [] for name in ("projector", "adapter", "qformer", "vision_tower", "language_model")
+        name: []
+        for name in ("projector", "adapter", "qformer", "vision_tower", "language_model", "lora")
     }
     rooms = {
         "image_projection": "projector",
@@ -41,7 +43,8 @@ def crome_components(
         "language_model": "language_model",
     }
     for name, parameter in model.named_parameters():
-        groups[rooms[name.partition(".")[0]]].append((name, parameter))
+        room = "lora" if ".lora_" in name else rooms[name.partition(".")[0]]
+        groups[room].append((name, parameter))
     return {name: members for name, members in groups.items() if members}
 
 
@@ -63,7 +66,8 @@ def set_crome_stage(
         stage: one of the three.
         adapter_in_align: False trains the projections alone in `"align"`, as the paper's
             implementation paragraph reads; its description of the stages has the adapter too.
-        task_trains: the components of `"task"`, to compare others with the adapter.
+        task_trains: the components of `"task"`, to compare others with the adapter; `"lora"` needs
+            a language model that has it.
 
     Raises:
         ValueError: another stage or component, or a stage that would train nothing.
@@ -71,10 +75,9 @@ def set_crome_stage(
     if stage not in STAGES:
         raise ValueError(f"stage is one of {STAGES}, got {stage!r}")
     chosen = set(task_trains if stage == "task" else _TRAINED[stage])
-    if not chosen <= set(_TRAINED["instruct"]):
-        raise ValueError(
-            f"task_trains holds any of {_TRAINED['instruct']}, got {list(task_trains)}"
-        )
+    choices = (*_TRAINED["instruct"], "lora")
+    if not chosen <= set(choices):
+        raise ValueError(f"task_trains holds any of {choices}, got {list(task_trains)}")
     if stage == "align" and not adapter_in_align:
         chosen.discard("adapter")
     idle = idle_parameters(model)

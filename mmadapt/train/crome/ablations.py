@@ -28,6 +28,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "reading R2": {"method.reading": "R2"},
     "visual before text": {"method.order": ["visual", "text", "instruction"]},
     "projections in place of the adapter": {"method.task_trains": ["projector"]},
+    "LoRA of equal size in place of the adapter": {"method.task_trains": ["lora"]},
     "rank halved": {"method.rank": 0.5},
     "rank doubled": {"method.rank": 2.0},
 }

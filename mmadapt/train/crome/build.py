@@ -17,6 +17,7 @@ from mmadapt.models import (
 )
 from mmadapt.train.build import load_backbone
 from mmadapt.train.config import CromeMethod, Recipe
+from mmadapt.train.crome.lora import add_lora
 from mmadapt.train.errors import RecipeError
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -108,6 +109,8 @@ def prepare_crome(recipe: Recipe) -> tuple[CromeBackbone, CromeForConditionalGen
         model = crome_from(pretrained.model, method, qformer_vocab_size=vocabulary)
     except ValueError as error:
         raise RecipeError(f"method: {error}") from error
+    if "lora" in method.task_trains:
+        add_lora(model)
     backbone = CromeBackbone(
         model=model,
         tokenizer=pretrained.tokenizer,

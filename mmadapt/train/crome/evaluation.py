@@ -28,6 +28,7 @@ from mmadapt.eval import (
 from mmadapt.train.build import device, load_source
 from mmadapt.train.config import DataSource, EvalConfig, Recipe
 from mmadapt.train.crome.build import CromeBackbone, prepare_crome
+from mmadapt.train.crome.lora import clear_lora
 from mmadapt.train.crome.weights import load_trained
 from mmadapt.train.manifest import Manifest
 from mmadapt.train.ui import Console
@@ -182,10 +183,12 @@ def _swappers(run: _Evaluation) -> tuple[Callable[[], None], Callable[[], None]]
     """Two functions that put what was trained before the last stage, and after it, in place."""
     model, folder = run.model, Path(run.recipe.out) / "instruct" / ADAPTER
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    return (
-        lambda: load_trained(model, folder),
-        lambda: model.load_state_dict(trained, strict=False),
-    )
+
+    def before() -> None:
+        load_trained(model, folder)
+        clear_lora(model)
+
+    return before, lambda: model.load_state_dict(trained, strict=False)
 
 
 def _text_alone(run: _Evaluation, source: DataSource) -> Forgetting | None:
