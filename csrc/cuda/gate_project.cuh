@@ -7,52 +7,13 @@
 // fp32 arithmetic, a warp per row.
 #pragma once
 
-#include <type_traits>
-
+#include "gate_mma.cuh"
 #include "gate_rows.cuh"
 
 namespace mmadapt {
 
 constexpr int kGateHeads = 16;
 using Gates = float[kRowWarps][kGateHeads];
-
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Eight numbers from k on as four registers of two, rounded to T; zeros unless `inside`.
-template <class T, class W>
-__device__ __forceinline__ void load_eight(uint32_t (&to)[4], const W *from, bool inside) {
-  Vec<T, 8> eight;
-  if (!inside) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = 0;
-    return;
-  }
-  if constexpr (std::is_same_v<T, W>) {
-    eight = load<T, 8>(from);
-  } else {
-    const Vec<W, 8> wide = load<W, 8>(from);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) eight.at[e] = from_float<T>(to_float(wide.at[e]));
-  }
-  const uint4 words = *reinterpret_cast<const uint4 *>(&eight);
-  to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
-}
 
 // gates[r][i] (shared memory) and gate[rows[r], head] for head = first_head + i < heads and
 // r < count <= 8. `width` is a multiple of 8, hidden and weight lie on 16 bytes. Ends in a

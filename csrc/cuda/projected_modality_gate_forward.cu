@@ -4,8 +4,9 @@
 //     y[t, h, :] = value[t, h, :] * g[t, h]        where mask[t], else value
 //
 // The first blocks take the masked rows off a list, eight rows and sixteen heads at a time:
-// projection, then gating. The others do what is due for the rows outside the mask: zeros in g and, unless in place, copies. The
-// busy blocks start first, and no block waits for memory it does not use.
+// projection, then gating. The others do what is due for the rows outside the mask: zeros in g and,
+// unless in place, copies. The busy blocks start first, and no block waits for memory that it does
+// not use.
 
 #include "gate_project.cuh"
 #include "gate_rows.cuh"

@@ -95,5 +95,5 @@ def _runs(tokens: int, heads: int, width: int, element_size: int) -> int:
 
     A function of the shape alone, so that the order of the sum is too.
     """
-    blocks = -(-heads // 32) * -(-width // (32 * 16 // element_size))
+    blocks = -(-heads // 16) * -(-width // (512 if element_size == 2 else 128))
     return min(max(128 // max(blocks, 1), 1), 64, -(-tokens // 8))
