@@ -77,8 +77,8 @@ else()
     set(mmadapt_cuda_absent "no nvcc")
   else()
     enable_language(CUDA)
-    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)  # the first with sm_90a
-      set(mmadapt_cuda_absent "nvcc ${CMAKE_CUDA_COMPILER_VERSION}, needs 12.0")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)  # the first with st.async
+      set(mmadapt_cuda_absent "nvcc ${CMAKE_CUDA_COMPILER_VERSION}, needs 12.1")
     endif()
   endif()
   if(mmadapt_cuda_absent AND MMADAPT_CUDA STREQUAL "ON")

@@ -32,7 +32,19 @@ struct Launch {
   // Blocks per cluster, along x. 0: the kernel uses no clusters; one that does needs its 1 said, or its
   // cluster instructions are illegal.
   unsigned cluster = 0;
+  bool told = false;  // the kernel has its limit of shared memory already
 };
+
+// The error of an earlier call that nobody has asked for yet, as the status of a launch that did not take
+// place; it is left where it is.
+inline mmadapt_cuda_status pending_error(const char *kernel) {
+  const cudaError_t before = cudaPeekAtLastError();
+  // Without a driver or a device every call answers so, the first one too.
+  const bool earlier = before != cudaSuccess && before != cudaErrorInsufficientDriver &&
+                       before != cudaErrorNoDevice;
+  return {before == cudaSuccess ? MMADAPT_OK : MMADAPT_CUDA_ERROR, static_cast<int32_t>(before),
+          earlier, kernel};
+}
 
 // Queues `kernel(arguments...)`. No blocks: nothing is queued.
 //
@@ -42,14 +54,10 @@ template <class... Parameters, class... Arguments>
 mmadapt_cuda_status launch(const Launch &how, void (*kernel)(Parameters...),
                            Arguments &&...arguments) {
   if (how.blocks.x == 0 || how.blocks.y == 0 || how.blocks.z == 0) return ok();
-  const cudaError_t before = cudaPeekAtLastError();
-  if (before != cudaSuccess) {
-    // Without a driver or a device every call answers so, the first one too.
-    const bool earlier = before != cudaErrorInsufficientDriver && before != cudaErrorNoDevice;
-    return {MMADAPT_CUDA_ERROR, static_cast<int32_t>(before), earlier, how.kernel};
-  }
+  const mmadapt_cuda_status pending = pending_error(how.kernel);
+  if (failed(pending)) return pending;
   cudaError_t error = cudaSuccess;
-  if (how.shared > 48 * 1024) {
+  if (how.shared > 48 * 1024 && !how.told) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(how.shared));
   }

@@ -260,7 +260,12 @@ mmadapt_cuda_status launch_kernel(Arguments &a, int cluster, void *stream) {
   const int inputs = BACKWARD && a.norm_weight != nullptr ? 2 : 1;
   a.plan = make_plan<MP, BACKWARD>(a.dim, experts1, experts2, inputs, cluster);
   const Plan &plan = a.plan;
-  if (plan.cluster == 0) return bad_argument("the weights do not fit into a cluster's shared memory");
+  if (plan.cluster == 0) {
+    return bad_argument("no plan for this dim, rank, number of experts and cluster: its weights do not fit "
+                        "into shared memory, or a block would have no columns");
+  }
+  mmadapt_cuda_status status = pending_error(kName);
+  if (failed(status)) return status;
   const Kernel kernel = &adapter_kernel<T, MP, BACKWARD>;
   int clusters = 0;
   const cudaError_t error = resident_clusters(kernel, plan, &clusters);
@@ -271,7 +276,7 @@ mmadapt_cuda_status launch_kernel(Arguments &a, int cluster, void *stream) {
   const int64_t tiles = (a.tokens + kRows - 1) / kRows;
   if (clusters > tiles) clusters = static_cast<int>(tiles);
   return launch({kName, dim3(clusters * plan.cluster), dim3(plan.warpgroups * 128 + 64), plan.bytes,
-                 stream, static_cast<unsigned>(plan.cluster)},
+                 stream, static_cast<unsigned>(plan.cluster), /*told=*/true},
                 kernel, a);
 }
 
@@ -288,19 +293,39 @@ mmadapt_cuda_status launch_dtype(Arguments &a, const mmadapt_swiglu_adapter_sm90
                                  : launch_rank<__half, BACKWARD>(a, p.cluster, p.stream);
 }
 
-mmadapt_cuda_status check(const mmadapt_swiglu_adapter_sm90 &p) {
-  if (p.dtype != MMADAPT_BF16 && p.dtype != MMADAPT_F16) return bad_argument("dtype: expected bf16 or fp16");
-  if (p.tokens < 1 || p.tokens > INT32_MAX - kRows) return bad_argument("tokens: out of range");
-  if (p.dim < 8 || p.dim % 8 != 0) return bad_argument("dim: expected a multiple of 8");
+bool aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// The constraint that fails, or null.
+const char *refusal(const mmadapt_swiglu_adapter_sm90 &p) {
+  if (p.dtype != MMADAPT_BF16 && p.dtype != MMADAPT_F16) return "dtype: expected bf16 or fp16";
+  if (p.weight_dtype != p.dtype && p.weight_dtype != MMADAPT_F32) {
+    return "weight_dtype: expected dtype or fp32";
+  }
+  if (p.norm_dtype != p.dtype && p.norm_dtype != MMADAPT_F32) return "norm_dtype: expected dtype or fp32";
+  if (p.tokens < 1 || p.tokens > INT32_MAX - kRows) return "tokens: out of range";
+  if (p.dim < 8 || p.dim % 8 != 0) return "dim: expected a multiple of 8";
   if (p.rank < 8 || p.rank % 8 != 0 || p.rank > 128) {
-    return bad_argument("rank: expected a multiple of 8, at most 128");
+    return "rank: expected a multiple of 8, at most 128";
   }
   if (p.experts < 1 || (p.up_experts != 1 && p.up_experts != p.experts)) {
-    return bad_argument("up_experts: expected 1 or as many as experts");
+    return "up_experts: expected 1 or as many as experts";
+  }
+  if (p.experts > 1 && p.expert == nullptr) return "expert: absent, with several experts";
+  if (p.residual < MMADAPT_RESIDUAL_NONE || p.residual > MMADAPT_RESIDUAL_NORM) return "residual: out of range";
+  if (p.residual == MMADAPT_RESIDUAL_NORM && p.norm_weight == nullptr) {
+    return "norm_weight: absent, with the norm as residual";
   }
   const int c = p.cluster;
-  if (c < 0 || c > 16 || (c & (c - 1)) != 0) return bad_argument("cluster: expected 0, 1, 2, 4, 8 or 16");
-  return ok();
+  if (c < 0 || c > 16 || (c & (c - 1)) != 0) return "cluster: expected 0, 1, 2, 4, 8 or 16";
+  for (const void *pointer : {p.x, p.gate, p.down, p.up, p.norm_weight}) {
+    if (!aligned(pointer)) return "x, gate, down, up, norm_weight: expected addresses at multiples of 16";
+  }
+  return nullptr;
+}
+
+mmadapt_cuda_status check(const mmadapt_swiglu_adapter_sm90 &p) {
+  const char *reason = refusal(p);
+  return reason == nullptr ? ok() : bad_argument(reason);
 }
 
 Arguments common(const mmadapt_swiglu_adapter_sm90 &p) {
@@ -369,6 +394,7 @@ extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_dx_cuda(const mmadapt_swig
   const mmadapt_swiglu_adapter_sm90 &p = call->problem;
   mmadapt_cuda_status status = swiglu::check(p);
   if (failed(status)) return status;
+  if (!swiglu::aligned(call->dy)) return bad_argument("dy: expected an address at a multiple of 16");
   swiglu::Arguments a = swiglu::common(p);
   a.zg = const_cast<void *>(call->zg);  // the backward only reads what the forward writes
   a.zd = const_cast<void *>(call->zd);

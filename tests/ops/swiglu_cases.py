@@ -19,8 +19,9 @@ def problem(
     dtypes=(torch.float32, torch.float32),
     device="cpu",
     runs=1,
+    busy=2,
 ):
-    """x, gate, down, up, expert, norm weight, dy; the last expert gets no token if there are 3.
+    """x, gate, down, up, expert, norm weight, dy; only the first `busy` experts get tokens.
 
     `dtypes`: of activations and of weights. Experts come in runs of `runs` tokens.
     """
@@ -36,7 +37,7 @@ def problem(
     weight = (0.5 + torch.rand(dim, device=device)).to(weight_dtype) if norm else None
     expert = None
     if experts > 1:
-        pattern = torch.randint(-1, min(experts, 2), (tokens // runs + 1,), device=device)
+        pattern = torch.randint(-1, min(experts, busy), (tokens // runs + 1,), device=device)
         expert = pattern.repeat_interleave(runs)[:tokens].int()
     return x, gate, down, up, expert, weight, dy
 

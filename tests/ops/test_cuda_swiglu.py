@@ -66,6 +66,10 @@ def test_a_launch_without_a_gpu_names_its_arguments():
         (2, 136, "rank: "),
         (4, 3, "up_experts: "),
         (5, 0, "dtype: expected bf16 or fp16"),
+        (6, 2, "weight_dtype: expected dtype or fp32"),
+        (7, 2, "norm_dtype: expected dtype or fp32"),
+        (8, 3, "residual: out of range"),
+        (8, 2, "norm_weight: absent"),
         (11, 3, "cluster: "),
     ],
 )
@@ -73,6 +77,15 @@ def test_bad_arguments_are_named_before_the_launch(index, value, text):
     sizes = [10, 256, 32, 1, 1, 1, 1, 1, 1, 1.0, 0.0, 0]
     sizes[index] = value
     with pytest.raises(ValueError, match=text):
+        backend._C.cuda.swiglu_adapter_forward(*sizes, *[0] * 7, 0, 0, 0, 0)
+
+
+def test_addresses_and_missing_ids_are_named_before_the_launch():
+    sizes = [10, 256, 32, 1, 1, 1, 1, 1, 1, 1.0, 0.0, 0]
+    with pytest.raises(ValueError, match="addresses at multiples of 16"):
+        backend._C.cuda.swiglu_adapter_forward(*sizes, 8, *[0] * 6, 0, 0, 0, 0)
+    sizes[3:5] = [2, 2]
+    with pytest.raises(ValueError, match="expert: absent"):
         backend._C.cuda.swiglu_adapter_forward(*sizes, *[0] * 7, 0, 0, 0, 0)
 
 
@@ -118,6 +131,38 @@ def test_error_rule(
     ours, eager = run(backend, *args, residual), run_formula(args[0].dtype, *args, residual)
     for actual, same, exact in zip(ours, eager, run_exact(*args, residual), strict=True):
         assert_as_good_as_eager(actual, same, exact)
+
+
+@pytest.mark.parametrize(
+    ("experts", "rank", "shared", "runs", "norm"),
+    gpu(
+        (4, 24, False, 1, True),
+        (5, 8, True, 1, False),
+        (3, 40, False, 20, True),
+        (4, 32, True, 9, True),
+    ),
+)
+def test_tiles_of_many_experts(assert_as_good_as_eager, experts, rank, shared, runs, norm):
+    args = problem(
+        300, 256, rank, experts, shared=shared, norm=norm, dtypes=HALF, device="cuda", runs=runs,
+        busy=experts,
+    )  # fmt: skip
+    assert backend.unsupported(*args[:6]) is None
+    ours, eager = run(backend, *args, "input"), run_formula(args[0].dtype, *args, "input")
+    for actual, same, exact in zip(ours, eager, run_exact(*args, "input"), strict=True):
+        assert_as_good_as_eager(actual, same, exact)
+
+
+@pytest.mark.parametrize("place", gpu((0,), (1,), (3,), (5,), (6,)))
+def test_views_that_start_anywhere(place):
+    args = list(problem(70, 256, 32, norm=True, dtypes=HALF, device="cuda"))
+    expected = run(backend, *args, "norm")
+    whole = args[place].new_empty(args[place].numel() + 1)
+    whole[1:] = args[place].flatten()
+    args[place] = whole[1:].view(args[place].shape)
+    assert args[place].data_ptr() % 16 != 0
+    for actual, same in zip(run(backend, *args, "norm"), expected, strict=True):
+        assert torch.equal(actual, same)
 
 
 @pytest.mark.parametrize("cluster", gpu((1,), (2,), (4,), (8,)))

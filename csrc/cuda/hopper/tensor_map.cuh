@@ -19,6 +19,11 @@ inline cudaError_t row_tiles(CUtensorMap *map, const void *matrix, int64_t total
   static TensorMapEncode encode = nullptr;
   static const cudaError_t found = driver_function("cuTensorMapEncodeTiled", 12000, &encode);
   if (found != cudaSuccess) return found;
+  // The driver wants a context on this thread; the runtime binds one where it is asked for a device.
+  int device;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
   const cuuint64_t sizes[2] = {cuuint64_t(total_columns), cuuint64_t(total_rows)};
   const cuuint64_t strides[1] = {cuuint64_t(total_columns) * 2};
   const cuuint32_t box[2] = {cuuint32_t(columns), cuuint32_t(rows)}, steps[2] = {1, 1};

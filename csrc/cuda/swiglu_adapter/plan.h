@@ -23,7 +23,8 @@ struct Stage {
   static constexpr int kPanel = kDepth2 < 64 ? kDepth2 : 64;  // columns of a stage 2 operand's row
   static constexpr int kPanelBytes = kPanel * 2;
   static constexpr int kPanels = kDepth2 / kPanel;
-    static constexpr int kWarpgroups = MP == 32 ? (BACKWARD ? 3 : 4) : MP == 64 ? 3 : BACKWARD ? 2 : 1;  // so that registers suffice
+  // As many as registers allow: they are given out to groups of four warps.
+  static constexpr int kWarpgroups = MP == 32 ? (BACKWARD ? 3 : 4) : MP == 64 ? 3 : BACKWARD ? 2 : 1;
   static constexpr int kMaxThreads = kWarpgroups * 128 + 64;  // and a loading and a storing warp
 };
 

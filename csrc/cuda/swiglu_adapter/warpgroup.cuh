@@ -22,6 +22,7 @@ __device__ __forceinline__ Routing route(const Arguments &a, int64_t first_row, 
   Routing r = {0, 0, 0, 0xFFFFFFFFu};
   if (a.expert == nullptr) return r;
   r.id = first_row + lane < a.tokens ? __ldg(a.expert + first_row + lane) : -1;
+  if (r.id >= a.experts) r.id = -1;  // against the contract; there is no room for such an expert
   r.routed = __ballot_sync(0xFFFFFFFFu, r.id >= 0);
   if (r.routed != 0) {
     r.low = __reduce_min_sync(0xFFFFFFFFu, r.id >= 0 ? r.id : a.experts);
@@ -176,6 +177,8 @@ template <int MP, bool BACKWARD>
 __device__ __forceinline__ void send_sums(
     const float (&sums)[Stage<MP, BACKWARD>::kProducts1][16], const Warpgroup &w) {
   using S = Stage<MP, BACKWARD>;
+  // That a block's sums are there says that its warps are done with the tile before: of those that send.
+  if constexpr (S::kBlocks1 < 4) named_barrier(1 + w.index, 128);
 #pragma unroll
   for (int i = 0; i < S::kProducts1; ++i) {
     if (i * 4 + w.warp < S::kBlocks1) {
@@ -340,7 +343,7 @@ __device__ __forceinline__ void activate_backward(const Arguments &a, const Warp
 
 // Owner's turn: adds the sums of all blocks in a fixed order and applies the activation. Leaves the
 // operand of stage 2 in `staging`: [slots, owned tokens, K2], one slot an expert of the tile, zeros where
-// a token is another expert's; backward also h, [owned tokens, MP], behind it.
+// a token is another expert's (so that what is not finite in an expert's `up` reaches its whole tile); backward also h, [owned tokens, MP], behind it.
 template <class T, int MP, bool BACKWARD>
 __device__ __forceinline__ void activate(const Arguments &a, const Warpgroup &w, const Routing &r,
                                          int first_row, int slots) {
@@ -388,7 +391,7 @@ __device__ __forceinline__ void broadcast(const Arguments &a, const Warpgroup &w
   const Plan &p = a.plan;
   constexpr int kUnits = S::kDepth2 / 8, kPerPanel = S::kPanel / 8;
   const int log_units = 31 - __clz(kUnits << w.log_owned), units = 1 << log_units;
-  const int first_to = min(w.thread >> log_units, w.thread >= units ? 15 : 0);
+  const int first_to = w.thread >> log_units;
   const int step_to = max(1, 128 >> log_units);
   for (int u = w.thread & (units - 1); u < units; u += 128) {
     const int unit = u % kUnits, token = u / kUnits;
@@ -418,6 +421,7 @@ __device__ __forceinline__ void broadcast(const Arguments &a, const Warpgroup &w
   } else {
     value = load_float(w.group_sums() + token * 16 * 4);
   }
+  __syncwarp();  // all have read the row sums before the first is answered: then they may be written again
   store_async(remote(w.row_scalars() + ((w.block << w.log_owned) + token) * 4, to), value,
               remote(w.hidden_barrier, to));
 }
@@ -623,7 +627,8 @@ __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup &w, c
   const uint32_t panel_bytes = p.columns * S::kPanelBytes;
   const uint32_t first = w.shared + p.weights2 + (p.experts2 == 1 ? 0 : r.low) * S::kPanels * panel_bytes;
   for (int c = 0; c < p.chunks; c += 2) {
-    float even[16], odd[16];  // where the number of chunks is odd, the last odd one is not used
+    // Where the number of chunks is odd, the last odd one reads past the panel and is not used.
+    float even[16], odd[16];
     uint32_t left = k_major(first + c * (64 * S::kPanelBytes)), right = k_major(w.hidden);
     wgmma_fence();
     multiply2<T, MP, BACKWARD, 0>(even, odd, left, right, panel_bytes);

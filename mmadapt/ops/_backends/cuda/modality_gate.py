@@ -65,7 +65,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     dvalue, dlogits = gradient(value, needs[0]), gradient(logits, needs[1])
     tokens, heads, _ = dy.shape
-    if tokens == 0 or heads == 0:
+    if dy.numel() == 0:
         dlogits.zero_()
         return dvalue, dlogits
     part_tokens = max(8, -(-tokens // PARTS))

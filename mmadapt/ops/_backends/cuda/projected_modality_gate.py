@@ -67,7 +67,7 @@ def backward(
     )
     tokens, heads, _ = dy.shape
     width = hidden.shape[1]
-    if tokens == 0 or heads == 0:
+    if dy.numel() == 0:
         dhidden.zero_()
         dweight.zero_()
         return dvalue, dhidden, dweight

@@ -83,6 +83,7 @@ def forward(
     outputs = swiglu_adapter_outputs(x, gate, norm_weight)
     if x.numel() == 0:
         return outputs
+    x, gate, down, up, norm_weight = map(_aligned, (x, gate, down, up, norm_weight))
     with on_device(x):
         _C.cuda.swiglu_adapter_forward(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
@@ -112,6 +113,7 @@ def backward(
         return triton_backend.backward(
             dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale, needs
         )
+    dy, x, gate, down, up, norm_weight = map(_aligned, (dy, x, gate, down, up, norm_weight))
     gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
     dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
     rank = gate.shape[1]
@@ -125,6 +127,11 @@ def backward(
             dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
         )
     return gradients
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """A copy where the data do not start at a multiple of 16 bytes, as views may."""
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _problem(
