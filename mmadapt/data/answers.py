@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mmadapt.data.caption_text import clean_question
 from mmadapt.data.errors import DataError
 from mmadapt.data.files import ImageFolder, read_json
-from mmadapt.data.images import open_image
+from mmadapt.data.images import find_problems
 from mmadapt.data.sample import Message, Sample, image_part, text_part, video_part
 from mmadapt.data.video import find_video
 
@@ -61,14 +61,7 @@ class AnswerReader(Dataset[AnswerSample]):
 
     def validate(self) -> list[str]:
         """Fetch every sample and decode every image; the problems found, empty if none."""
-        problems = []
-        for index in range(len(self)):
-            try:
-                for path in self[index].image_paths():
-                    open_image(path, index)
-            except DataError as error:
-                problems.append(str(error))
-        return problems
+        return find_problems(self, range(len(self)))
 
     _id_field = "question_id"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmadapt.data.errors import DataError
+from mmadapt.data.sample import Sample
 
 
 def open_image(path: str, record: object = None) -> Image.Image:
@@ -22,6 +23,18 @@ def open_image(path: str, record: object = None) -> Image.Image:
         raise DataError.at(path, record, "image is missing") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError.at(path, record, f"image is corrupt ({error})") from error
+
+
+def find_problems(samples: Sequence[Sample], records: Iterable[object]) -> list[str]:
+    """Fetch every sample and decode its images; what is wrong. `records` name them in order."""
+    problems = []
+    for index, record in enumerate(records):
+        try:
+            for path in samples[index].image_paths():
+                open_image(path, record)
+        except DataError as error:
+            problems.append(str(error))
+    return problems
 
 
 class PixelLoader:

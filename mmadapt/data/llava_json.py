@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from mmadapt.data.errors import DataError
 from mmadapt.data.files import ImageFolder, read_json
-from mmadapt.data.images import open_image
+from mmadapt.data.images import find_problems
 from mmadapt.data.sample import Message, Sample, image_part, text_part
 
 IMAGE_MARKER = "<image>"
@@ -76,14 +76,7 @@ class LlavaJson(Dataset[Sample]):
 
     def validate(self) -> list[str]:
         """Fetch every sample and decode every image; the problems found, empty if none."""
-        problems = []
-        for index, (record, _) in enumerate(self._records):
-            try:
-                for path in self[index].image_paths():
-                    open_image(path, record["id"])
-            except DataError as error:
-                problems.append(str(error))
-        return problems
+        return find_problems(self, (record["id"] for record, _ in self._records))
 
     def _checked(self, index: int, record: Any) -> list[Pair]:
         """The record's (question, reply) pairs."""

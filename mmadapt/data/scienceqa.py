@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from mmadapt.data.errors import DataError
 from mmadapt.data.files import ImageFolder, read_json
-from mmadapt.data.images import open_image
+from mmadapt.data.images import find_problems
 from mmadapt.data.prompts import (
     DEFAULT_FORMAT,
     DEFAULT_SYSTEM,
@@ -100,14 +100,7 @@ class ScienceQA(Dataset[Sample]):
 
     def validate(self) -> list[str]:
         """Fetch every sample and decode every image; the problems found, empty if none."""
-        problems = []
-        for index, pid in enumerate(self.ids):
-            try:
-                for path in self[index].image_paths():
-                    open_image(path, pid)
-            except DataError as error:
-                problems.append(str(error))
-        return problems
+        return find_problems(self, self.ids)
 
     def _split_ids(self) -> list[str]:
         file = self.root / "pid_splits.json"
