@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmadapt.train.checkpoints import write_json_atomic
 from mmadapt.train.config import DataSource, ModelConfig, PillMethod, Recipe
-from mmadapt.train.errors import RecipeError, RunError
+from mmadapt.train.errors import RecipeError
+from mmadapt.train.made import already_made, making
 from mmadapt.train.ui import Console
-
-_MADE = "made.json"
 
 
 def make_data(recipe: Recipe) -> None:
@@ -43,39 +39,18 @@ def make_backbone(recipe: Recipe, console: Console) -> None:
         return
     folder = Path(model.name)
     wanted = {"make": model.make, "make_args": model.make_args, "data": recipe.data.make_args}
-    if folder.exists():
-        _check_made(folder, wanted)
+    if already_made(folder, wanted):
         return
     if recipe.data.root is None:
         raise RecipeError("model.make: digits needs data.root, the scans to pretrain on")
     from mmadapt.train.digits import make_digits_backbone
 
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    with console.progress("frozen parts") as progress:
+    with making(folder, wanted) as scratch, console.progress("frozen parts") as progress:
         make_digits_backbone(
             scratch,
             recipe.data.root,
             progress=progress,
             **_arguments(model.make_args, "model.make_args"),
-        )
-    write_json_atomic(scratch / _MADE, wanted)
-    scratch.replace(folder)
-
-
-def _check_made(folder: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = json.loads((folder / _MADE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"model.name: {folder} exists and was not made by a recipe; set model.make=null to "
-            "use it as it is"
-        ) from None
-    if found != wanted:
-        raise RunError(
-            f"model.name: {folder} was made with {found}, the recipe asks for {wanted}; name "
-            "another folder or delete this one"
         )
 
 

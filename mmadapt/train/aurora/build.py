@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import torch
 from torch import nn
 
 from mmadapt.train.aurora.config import AuroraRecipe, BlipSource
-from mmadapt.train.checkpoints import write_json_atomic
-from mmadapt.train.errors import RecipeError, RunError
+from mmadapt.train.errors import RecipeError
+from mmadapt.train.made import already_made, making
 from mmadapt.train.ui import Console
 
-_MADE = "made.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,36 +54,15 @@ def make_backbone(recipe: AuroraRecipe, console: Console) -> None:
         return
     folder = Path(model.name)
     wanted = {"make": model.make, "task": recipe.task, "make_args": model.make_args}
-    if folder.exists():
-        _check_made(folder, wanted)
+    if already_made(folder, wanted):
         return
     from mmadapt.train.digits import make_digits_blip
 
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    with console.progress("frozen parts") as progress:
+    with making(folder, wanted) as scratch, console.progress("frozen parts") as progress:
         try:
             make_digits_blip(scratch, task=recipe.task, progress=progress, **model.make_args)
         except TypeError as error:
             raise RecipeError(f"model.make_args: {error}") from error
-    write_json_atomic(scratch / _MADE, wanted)
-    scratch.replace(folder)
-
-
-def _check_made(folder: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = json.loads((folder / _MADE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"model.name: {folder} exists and was not made by a recipe; set model.make=null to "
-            "use it as it is"
-        ) from None
-    if found != wanted:
-        raise RunError(
-            f"model.name: {folder} was made with {found}, the recipe asks for {wanted}; name "
-            "another folder or delete this one"
-        )
 
 
 def load_backbone(recipe: AuroraRecipe) -> Backbone:
