@@ -7,6 +7,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
+from mmadapt.peft.structure import find_encoders
+
 
 class Wrapper(nn.Module, BaseTunerLayer):
     """A module of the frozen model, under `base_layer`, with adapters by name, one of them active.
@@ -70,6 +72,18 @@ class WrappingTuner(BaseTuner):
     """A tuner whose layers are `Wrapper`s."""
 
     tuner_layer_cls: ClassVar[type[Wrapper]]
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def train(self, mode: bool = True) -> "WrappingTuner":
+        """As `nn.Module.train`, but frozen encoders stay in eval mode: their dropout is off."""
+        super().train(mode)
+        for encoder in find_encoders(self.model):
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        return peft_config  # without target_modules the structure of the model decides
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module

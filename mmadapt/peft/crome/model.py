@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
@@ -19,7 +19,7 @@ from mmadapt.peft.crome.layer import (
 )
 from mmadapt.peft.crome.plumbing import install, remove
 from mmadapt.peft.loading import require_complete_load
-from mmadapt.peft.structure import PROJECTOR_NAMES, find_encoders, find_projector, is_multimodal
+from mmadapt.peft.structure import PROJECTOR_NAMES, find_projector, is_multimodal
 from mmadapt.peft.wrapping import WrappingTuner
 
 
@@ -49,7 +49,6 @@ class CromeModel(WrappingTuner):
 
     prefix = PREFIX
     tuner_layer_cls = CromeLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
@@ -67,18 +66,6 @@ class CromeModel(WrappingTuner):
     def explain(self, tokens: int = 1024) -> list[CromeReport]:
         """`mmadapt.peft.explain` of this model."""
         return explain_crome(self.model, tokens)
-
-    def train(self, mode: bool = True) -> "CromeModel":
-        """As `nn.Module.train`, but frozen encoders stay in eval mode: their dropout is off."""
-        super().train(mode)
-        if is_multimodal(self.model):
-            for encoder in find_encoders(self.model):
-                if not any(parameter.requires_grad for parameter in encoder.parameters()):
-                    encoder.eval()
-        return self
-
-    def _prepare_adapter_config(self, peft_config: CromeConfig, model_config: Any) -> CromeConfig:
-        return peft_config  # the structure of the model decides
 
     def _check_target_module_exists(self, peft_config: CromeConfig, key: str) -> Any:
         if key != self._site[0]:

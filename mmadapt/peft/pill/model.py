@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from mmadapt.peft.pill.projector import PillProjector
 from mmadapt.peft.structure import (
     PROJECTOR_NAMES,
     find_decoder_stack,
-    find_encoders,
     find_projector,
 )
 from mmadapt.peft.wrapping import WrappingTuner
@@ -74,7 +73,6 @@ class PillModel(WrappingTuner):
 
     prefix = PREFIX
     tuner_layer_cls = PillLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
@@ -89,17 +87,6 @@ class PillModel(WrappingTuner):
     def explain(self, tokens: int = 1024) -> list[WrapperReport]:
         """`mmadapt.peft.explain` of this model."""
         return explain(self.model, tokens)
-
-    def train(self, mode: bool = True) -> "PillModel":
-        """As `nn.Module.train`, but frozen encoders stay in eval mode: their dropout is off."""
-        super().train(mode)
-        for encoder in find_encoders(self.model):
-            if not any(parameter.requires_grad for parameter in encoder.parameters()):
-                encoder.eval()
-        return self
-
-    def _prepare_adapter_config(self, peft_config: PillConfig, model_config: Any) -> PillConfig:
-        return peft_config  # without target_modules the structure of the model decides
 
     def _check_target_module_exists(self, peft_config: PillConfig, key: str) -> Any:
         site = self._sites.get(key)
