@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmadapt.eval import Ablation, AblationRow, RunResults
@@ -67,33 +68,14 @@ def run_ablations(
 
     Each run has its own directory under `<out>/ablations` and resumes like any other.
     """
-    if recipe.launch.nproc > 1:
-        raise RecipeError("launch.nproc: ablations run in one process, set it to 1")
-    if base.results is None:
-        raise RunError("ablations need a base run that was evaluated (eval must not be null)")
-    if "align" not in recipe.stages or "instruct" not in recipe.stages:
-        raise RecipeError("stages: the ablations vary a recipe with the stages align and instruct")
-    rows = []
-    for number, name in enumerate(VARIATIONS, start=1):
-        values: dict[str, list[float]] = {column: [] for column in COLUMNS}
-        for seed in seeds:
-            console.say(f"ablation {number}/{len(VARIATIONS)}: {name}, seed {seed}")
-            results = _results(recipe, base, name, seed, console)
-            for column, value in scores(results).items():
-                values[column].append(value)
-        rows.append(AblationRow(name, values))
-    return _merge(base, Ablation(list(COLUMNS), list(seeds), rows))
+    check_base(recipe, base, ("align", "instruct"))
 
+    def results(name: str, seed: int) -> RunResults | None:
+        if not VARIATIONS[name] and seed == recipe.seed:
+            return base.results
+        return train(vary(recipe, name, seed=seed), console=console).results
 
-def _results(
-    recipe: Recipe, base: RunOutcome, name: str, seed: int, console: Console
-) -> RunResults:
-    if not VARIATIONS[name] and seed == recipe.seed:
-        return base.results
-    results = train(vary(recipe, name, seed=seed), console=console).results
-    if results is None:
-        raise RunError(f"ablation {name!r}, seed {seed}: ended without an evaluation")
-    return results
+    return run_grid(base, tuple(VARIATIONS), seeds, COLUMNS, results, scores, console)
 
 
 def scores(results: RunResults) -> dict[str, float]:
@@ -106,10 +88,43 @@ def scores(results: RunResults) -> dict[str, float]:
     }
 
 
-def _merge(base: RunOutcome, ablation: Ablation) -> RunOutcome:
-    from dataclasses import replace
+def check_base(recipe: Recipe, base: RunOutcome, stages: tuple[str, str]) -> None:
+    """Raises RecipeError or RunError where ablations cannot start from this run."""
+    if recipe.launch.nproc > 1:
+        raise RecipeError("launch.nproc: ablations run in one process, set it to 1")
+    if base.results is None:
+        raise RunError("ablations need a base run that was evaluated (eval must not be null)")
+    if not set(stages) <= set(recipe.stages):
+        wanted = " and ".join(stages)
+        raise RecipeError(f"stages: the ablations vary a recipe with the stages {wanted}")
 
+
+def run_grid(
+    base: RunOutcome,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    columns: Sequence[str],
+    results: Callable[[str, int], RunResults | None],
+    scores: Callable[[RunResults], dict[str, float]],
+    console: Console,
+) -> RunOutcome:
+    """The scores of `results(name, seed)` for every name and seed, merged into the base's report.
+
+    Raises:
+        RunError: a run ended without an evaluation.
+    """
     from mmadapt.train.evaluation import report
 
-    results = replace(base.results, ablation=ablation)
-    return RunOutcome(base.run_dir, results, report(results, base.run_dir))
+    rows = []
+    for number, name in enumerate(names, start=1):
+        values: dict[str, list[float]] = {column: [] for column in columns}
+        for seed in seeds:
+            console.say(f"ablation {number}/{len(names)}: {name}, seed {seed}")
+            found = results(name, seed)
+            if found is None:
+                raise RunError(f"ablation {name!r}, seed {seed}: ended without an evaluation")
+            for column, value in scores(found).items():
+                values[column].append(value)
+        rows.append(AblationRow(name, values))
+    merged = replace(base.results, ablation=Ablation(list(columns), list(seeds), rows))
+    return RunOutcome(base.run_dir, merged, report(merged, base.run_dir))

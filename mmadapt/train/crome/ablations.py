@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmadapt.eval import Ablation, AblationRow, RunResults
+from mmadapt.eval import RunResults
+from mmadapt.train.ablations import SEEDS, check_base, run_grid
 from mmadapt.train.config import Recipe
-from mmadapt.train.errors import RecipeError, RunError
+from mmadapt.train.errors import RecipeError
 from mmadapt.train.loading import check_recipe
 from mmadapt.train.pipeline import RunOutcome, train
 from mmadapt.train.ui import Console
 
-SEEDS = (0, 1, 2)
 COLUMNS = ("new task", "new task, before", "earlier questions, after")
 
 # name -> changes to the recipe, as dotted paths; a rank is a factor on the recipe's.
@@ -80,36 +80,18 @@ def run_crome_ablations(
         RecipeError: the recipe has no stage `task`, or runs in several processes.
         RunError: the base run was not evaluated.
     """
-    from dataclasses import replace
+    check_base(recipe, base, ("instruct", "task"))
 
-    from mmadapt.train.evaluation import report
+    def results(name: str, seed: int) -> RunResults | None:
+        if not VARIATIONS[name] and seed == recipe.seed:
+            return base.results
+        return train(vary(recipe, name, seed=seed), console=console).results
 
-    if recipe.launch.nproc > 1:
-        raise RecipeError("launch.nproc: ablations run in one process, set it to 1")
-    if not {"instruct", "task"} <= set(recipe.stages):
-        raise RecipeError("stages: the ablations vary a recipe with the stages instruct and task")
-    if base.results is None:
-        raise RunError("ablations need a base run that was evaluated (eval must not be null)")
-    rows = []
-    for number, name in enumerate(names, start=1):
-        values: dict[str, list[float]] = {column: [] for column in COLUMNS}
-        for seed in seeds:
-            console.say(f"ablation {number}/{len(names)}: {name}, seed {seed}")
-            if not VARIATIONS[name] and seed == recipe.seed:
-                results = base.results
-            else:
-                results = train(vary(recipe, name, seed=seed), console=console).results
-            for column, value in scores(results).items():
-                values[column].append(value)
-        rows.append(AblationRow(name, values))
-    results = replace(base.results, ablation=Ablation(list(COLUMNS), list(seeds), rows))
-    return RunOutcome(base.run_dir, results, report(results, base.run_dir))
+    return run_grid(base, names, seeds, COLUMNS, results, scores, console)
 
 
-def scores(results: RunResults | None) -> dict[str, float]:
+def scores(results: RunResults) -> dict[str, float]:
     """Percentages in COLUMNS; nan where the run had no stage (c)."""
-    if results is None:
-        raise RunError("an ablation ended without an evaluation")
     tuned = results.rows[0].table["AVG"]
     transfer = results.transfer
     if transfer is None:
