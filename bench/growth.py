@@ -13,7 +13,8 @@ first rows of each problem against fp64.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +106,27 @@ def tokens(
             if provider is None or provider.skip is not None or name in ended:
                 continue
             row = _row("tokens", name, count, arguments, mode)
-            try:
+            with _last_unless_measured(name, row, ended):
                 check_rows(case, name)
                 row |= _of_case(case, name, mode, arguments.rounds)
-            except torch.OutOfMemoryError as problem:
-                ended.add(name)
-                row["ended"] = f"out of memory: {problem}"[:200]
-            except Exception as problem:
-                ended.add(name)
-                row["failed"] = f"{type(problem).__name__}: {problem}"[:600]
             yield row
             release()
         del case
         release()
         count *= 2
+
+
+@contextmanager
+def _last_unless_measured(name: str, row: dict[str, Any], ended: set[str]) -> Iterator[None]:
+    """Write into the row why there is no measurement, and end the provider's series there."""
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        ended.add(name)
+        row["ended"] = f"out of memory: {problem}"[:200]
+    except Exception as problem:
+        ended.add(name)
+        row["failed"] = f"{type(problem).__name__}: {problem}"[:600]
 
 
 def check_rows(case: Case, provider: str) -> None:
@@ -174,14 +182,8 @@ def layers(
             if name in ended:
                 continue
             row = _row("layers", name, number, arguments, timing.EAGER) | {"tokens": count}
-            try:
+            with _last_unless_measured(name, row, ended):
                 row |= _of_stack(forward, stack, x, ids, arguments.rounds, device)
-            except torch.OutOfMemoryError as problem:
-                ended.add(name)
-                row["ended"] = f"out of memory: {problem}"[:200]
-            except Exception as problem:
-                ended.add(name)
-                row["failed"] = f"{type(problem).__name__}: {problem}"[:600]
             yield row
             release()
 
