@@ -7,23 +7,21 @@ nothing and fails when the page is not what the record says.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from update_readme import fill
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "crome.md"
 RECORD = ROOT / "docs" / "demo" / "crome_metrics.json"
-_MARKS = re.compile("(<!-- demo:begin -->\n).*?(<!-- demo:end -->)", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:
     text = PAGE.read_text(encoding="utf-8")
-    content = demo(json.loads(RECORD.read_text(encoding="utf-8")))
-    filled, count = _MARKS.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
-    if count != 1:
-        raise SystemExit(f"{PAGE.name}: expected the demo marks exactly once, found {count}")
+    filled = fill(text, "demo", demo(json.loads(RECORD.read_text(encoding="utf-8"))))
     if "--check" in arguments:
         if filled != text:
             print("docs/crome.md differs from the record; run python docs/update_crome.py")

@@ -37,7 +37,7 @@ def fill(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise SystemExit(f"README.md: expected the marks {begin} and {end} exactly once")
+        raise SystemExit(f"expected the marks {begin} and {end} exactly once")
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
