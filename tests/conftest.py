@@ -1,6 +1,7 @@
 """For every test: offline libraries, bounded threads; on request: poisoned buffers."""
 
 import os
+import subprocess
 import sys
 
 # Before anything imports transformers, which reads these once.
@@ -32,6 +33,32 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_ranks():
+    """Runner of `python worker rank *arguments` on every rank at once; all of them must succeed."""
+
+    def run(worker, ranks, *arguments):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(worker), str(rank), *map(str, arguments)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        try:
+            outputs = [process.communicate(timeout=240)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [p.returncode for p in processes] == [0] * ranks, "\n".join(outputs)[-4000:]
+
+    return run
 
 
 @pytest.fixture

@@ -171,8 +171,3 @@ def kind(request):
 @pytest.fixture(params=["dense", "diagonal"])
 def core(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)

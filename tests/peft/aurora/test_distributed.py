@@ -1,8 +1,5 @@
 """Two gloo processes give the gradients of one, with the shared factors whole on every rank."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,21 +18,5 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
         ),
     ],
 )
-def test_two_processes(cases, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(tmp_path), *cases],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-4000:]
+def test_two_processes(cases, tmp_path, run_ranks):
+    run_ranks(WORKER, 2, tmp_path, *cases)
