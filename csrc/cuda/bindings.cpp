@@ -25,10 +25,11 @@ void define_adapter(py::module_ &m, const char *name, mmadapt_cuda_status (*laun
          shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
          shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
          shared("residual", &Problem::residual), shared("scale", &Problem::scale),
-         shared("eps", &Problem::eps), shared("cluster", &Problem::cluster),
+         shared("eps", &Problem::eps), shared("cluster", &Problem::cluster), shared("rows", &Problem::rows),
          shared("x", &Problem::x), shared("gate", &Problem::gate), shared("down", &Problem::down),
          shared("up", &Problem::up), shared("expert", &Problem::expert),
-         shared("norm_weight", &Problem::norm_weight), shared("stream", &Problem::stream), own...);
+         shared("norm_weight", &Problem::norm_weight), shared("packed", &Problem::packed),
+         shared("stream", &Problem::stream), own...);
 }
 
 void define_adapters(py::module_ &m) {
@@ -41,13 +42,6 @@ void define_adapters(py::module_ &m) {
                  field("zg", &Dx::zg), field("zd", &Dx::zd), field("rstd", &Dx::rstd),
                  field("dx", &Dx::dx), field("dz", &Dx::dz), field("h", &Dx::h),
                  field("dz_experts", &Dx::dz_experts), field("h_experts", &Dx::h_experts));
-  m.def(
-      "swiglu_adapter_plan",
-      [](int dim, int rank, int experts, int up_experts, bool norm, bool backward) {
-        const auto p = mmadapt_swiglu_adapter_plan_sm90(dim, rank, experts, up_experts, norm, backward);
-        return py::make_tuple(p.cluster, p.columns, p.warpgroups, p.buffers, p.shared_bytes);
-      },
-      "(cluster, columns, warpgroups, buffers, shared bytes); cluster 0: does not fit.");
 }
 #endif
 

@@ -1,8 +1,12 @@
-// Products of a warpgroup (128 threads): D [64 x 32] += A [64 x 16] B [16 x 32], fp32 sums.
+// Products of a warpgroup (128 threads): D [64 x N] += A [64 x 16] B [16 x N], fp32 sums.
 //
-// A and B are K-major tiles of 16-bit numbers in shared memory, named by descriptors. Each thread of D
-// holds, for every 8 columns j, row 16 warp + lane/4 at columns 8j + 2 (lane%4) + {0, 1} in d[4j], d[4j+1],
-// and the same columns of the row 8 below in d[4j+2], d[4j+3].
+// A comes from registers or, with K contiguous, from shared memory; B from shared memory, with K or with N
+// contiguous. Matrices in shared memory are tiles of 16-bit numbers whose rows are 128 or 64 bytes long,
+// swizzled, and are named by descriptors.
+//
+// Each thread of D holds, for every 8 columns j, row 16 warp + lane/4 at columns 8j + 2 (lane%4) + {0, 1} in
+// d[4j], d[4j+1], and the same columns of the row 8 below in d[4j+2], d[4j+3]. A in registers: the same with
+// j = 0, 1 and pairs as one register, a[2j] the row and a[2j+1] the row 8 below.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,15 +23,12 @@ __host__ __device__ __forceinline__ constexpr uint32_t swizzled(uint32_t row, ui
                           : row * 64 + ((unit ^ ((row >> 1) & 3)) << 4);
 }
 
-// Rows of a tile are 128 or 64 bytes along K, stored with the swizzle of that width.
-enum class Layout { K128, K64 };
-
 // A descriptor is 64 bits: the low word holds the address (>> 4), the high word the distance between groups
 // of eight rows and the swizzle. Walking over tiles adds to the low word, so that is what callers keep.
-__host__ __device__ constexpr uint32_t high_word(Layout layout) {
-  return layout == Layout::K64 ? (512 >> 4) | (2u << 30) : (1024 >> 4) | (1u << 30);
+__host__ __device__ constexpr uint32_t high_word(int row_bytes) {
+  return (uint32_t(8 * row_bytes) >> 4) | ((row_bytes == 128 ? 1u : 2u) << 30);
 }
-__device__ __forceinline__ uint32_t k_major(uint32_t address) {
+__device__ __forceinline__ uint32_t low_word(uint32_t address) {
   return ((address & 0x3FFFF) >> 4) | (1u << 16);
 }
 
@@ -58,25 +59,76 @@ inline constexpr bool is_bf16 = false;
 template <>
 inline constexpr bool is_bf16<__nv_bfloat16> = true;
 
-#define MMADAPT_WGMMA(TYPE)                                                                         \
-  asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {%16, %18};\nmov.b64 b, {%17, %19};\n"               \
-               "wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPE "." TYPE                          \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15},"           \
-               " a, b, %20, 1, 1, 0, 0;\n}\n"                                                      \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),            \
-                 "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),          \
-                 "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])                                 \
-               : "r"(left), "r"(right), "n"(high_word(LEFT)), "n"(high_word(RIGHT)), "n"(KEEP))
+// Operands of the instructions: D by eight, as text and as constraints.
+#define MMADAPT_TEXT8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define MMADAPT_TEXT16 MMADAPT_TEXT8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define MMADAPT_TEXT32 MMADAPT_TEXT16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define MMADAPT_OUT8(d, i)                                                                           \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),        \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MMADAPT_OUT16(d) MMADAPT_OUT8(d, 0), MMADAPT_OUT8(d, 8)
+#define MMADAPT_OUT32(d) MMADAPT_OUT16(d), MMADAPT_OUT8(d, 16), MMADAPT_OUT8(d, 24)
 
-// `left`, `right`: low words (k_major). KEEP = 0 overwrites D.
-template <class T, Layout LEFT, Layout RIGHT, int KEEP>
-__device__ __forceinline__ void wgmma(float (&d)[16], uint32_t left, uint32_t right) {
-  if constexpr (is_bf16<T>) {
-    MMADAPT_WGMMA("bf16");
+// A, B: low and high word of the descriptors; TRANSPOSED: N is contiguous in B.
+#define MMADAPT_SHARED(N, TYPE, TEXT, OUT, A0, A1, B0, B1, TR)                                       \
+  asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {" A0 ", " A1 "};\nmov.b64 b, {" B0 ", " B1 "};\n"   \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" TEXT            \
+               "}, a, b, 1, 1, 1, 0, " TR ";\n}\n"                                                  \
+               : OUT                                                                                \
+               : "r"(a), "n"(high_word(128)), "r"(b), "n"(high_word(ROW_BYTES)), "n"(TRANSPOSED))
+#define MMADAPT_REGISTERS(N, TYPE, TEXT, OUT, A0, A1, A2, A3, B0, B1, TR)                            \
+  asm volatile("{\n.reg .b64 b;\nmov.b64 b, {" B0 ", " B1 "};\n"                                    \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" TEXT            \
+               "}, {" A0 ", " A1 ", " A2 ", " A3 "}, b, 1, 1, 1, " TR ";\n}\n"                      \
+               : OUT                                                                                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(high_word(ROW_BYTES)),     \
+                 "n"(TRANSPOSED))
+
+// `a`, `b`: low words. ROW_BYTES: of B's rows; A's are 128 bytes long.
+template <class T, int N, int ROW_BYTES, int TRANSPOSED>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint32_t a, uint32_t b) {
+  static_assert(N == 32 || N == 64);
+  if constexpr (N == 32 && is_bf16<T>) {
+    MMADAPT_SHARED(32, "bf16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20");
+  } else if constexpr (N == 32) {
+    MMADAPT_SHARED(32, "f16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20");
+  } else if constexpr (is_bf16<T>) {
+    MMADAPT_SHARED(64, "bf16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36");
   } else {
-    MMADAPT_WGMMA("f16");
+    MMADAPT_SHARED(64, "f16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36");
   }
 }
-#undef MMADAPT_WGMMA
+
+template <class T, int N, int ROW_BYTES, int TRANSPOSED>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint32_t b) {
+  static_assert(N == 16 || N == 32 || N == 64);
+  if constexpr (N == 16 && is_bf16<T>) {
+    MMADAPT_REGISTERS(16, "bf16", MMADAPT_TEXT8, MMADAPT_OUT8(d, 0), "%8", "%9", "%10", "%11", "%12",
+                      "%13", "%14");
+  } else if constexpr (N == 16) {
+    MMADAPT_REGISTERS(16, "f16", MMADAPT_TEXT8, MMADAPT_OUT8(d, 0), "%8", "%9", "%10", "%11", "%12",
+                      "%13", "%14");
+  } else if constexpr (N == 32 && is_bf16<T>) {
+    MMADAPT_REGISTERS(32, "bf16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20",
+                      "%21", "%22");
+  } else if constexpr (N == 32) {
+    MMADAPT_REGISTERS(32, "f16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20",
+                      "%21", "%22");
+  } else if constexpr (is_bf16<T>) {
+    MMADAPT_REGISTERS(64, "bf16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36",
+                      "%37", "%38");
+  } else {
+    MMADAPT_REGISTERS(64, "f16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36",
+                      "%37", "%38");
+  }
+}
+#undef MMADAPT_TEXT8
+#undef MMADAPT_TEXT16
+#undef MMADAPT_TEXT32
+#undef MMADAPT_OUT8
+#undef MMADAPT_OUT16
+#undef MMADAPT_OUT32
+#undef MMADAPT_SHARED
+#undef MMADAPT_REGISTERS
 
 }  // namespace mmadapt::hopper

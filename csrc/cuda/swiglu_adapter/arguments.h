@@ -11,17 +11,17 @@
 namespace mmadapt::swiglu {
 
 struct Arguments {
-  CUtensorMap input;   // forward: x; backward: dy; in tiles of 32 rows and 64 columns
-  CUtensorMap second;  // backward behind a norm: x
-  CUtensorMap output;  // y or dx
+  CUtensorMap input;       // forward: x; backward: dy; in boxes of a tile's rows and 64 columns
+  CUtensorMap second;      // backward behind a norm: x
+  CUtensorMap output;      // y or dx, in boxes of 64 rows
+  CUtensorMap gate, down;  // [E, m, d] in 16 bits, the norm's weight multiplied in; boxes [MP, 64]
+  CUtensorMap up;          // [EU, d, m]; boxes [64, min(MP, 64)]
   Plan plan;
   int64_t tokens;
   int dim, rank, experts, up_experts;
-  int weight_is_fp32, norm_is_fp32;
+  int norm_is_fp32;
   int residual;  // mmadapt_residual
   float scale, eps;
-  const void *gate, *down;  // [E, m, d]
-  const void *up;           // [EU, d, m]
   const int32_t *expert;    // [T] or null
   const void *norm_weight;  // [d] or null
   void *zg, *zd;            // [T, m], written by forward, read by backward

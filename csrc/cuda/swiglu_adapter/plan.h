@@ -5,106 +5,94 @@
 
 namespace mmadapt::swiglu {
 
-constexpr int kRows = 32;        // tokens a tile: also the lanes of a warp, one id each
-constexpr int kChunk = 64;       // columns a 128-byte row of shared memory holds
-constexpr int kPairs = kRows / 2;
-constexpr int kSharedLimit = 232448;  // bytes a block may have on sm_90
-constexpr int kMaxWarpgroups = 4;
-constexpr int kMaxBuffers = 8;
+constexpr int kGroupRows = 64;   // tokens of a row group: of one wgmma
+constexpr int kChunk = 64;       // columns that a 128-byte row of shared memory holds
+constexpr int kWarpgroups = 4;   // that compute
+constexpr int kThreads = kWarpgroups * 128 + 128;  // and a warpgroup of which two warps load
+constexpr int kComputeRegisters = 112, kLoadRegisters = 32;  // a thread, out of 640 x 96
+constexpr int kMaxStages = 8;
+constexpr uint32_t kSharedLimit = 232448;  // bytes a block may have on sm_90
+constexpr uint32_t kFragment = 128 * 4;    // bytes of one register of every thread of a warpgroup
 
-// What depends on the padded rank MP (32, 64, 128) and on the direction. Stage 1 multiplies by rows of
-// length d (gate and down, or up^T), stage 2 by rows of length K2 (up, or [gate; down]^T).
-template <int MP, bool BACKWARD>
-struct Stage {
-  static constexpr int kRows1 = BACKWARD ? MP : 2 * MP;
-  static constexpr int kProducts1 = kRows1 < 64 ? 1 : kRows1 / 64;  // of 64 rows each
-  static constexpr int kBlocks1 = kRows1 / 16;                      // rows of one warp's fragment
-  static constexpr int kDepth2 = BACKWARD ? 2 * MP : MP;
-  static constexpr int kPanel = kDepth2 < 64 ? kDepth2 : 64;  // columns of a stage 2 operand's row
-  static constexpr int kPanelBytes = kPanel * 2;
-  static constexpr int kPanels = kDepth2 / kPanel;
-  // As many as registers allow: they are given out to groups of four warps.
-  static constexpr int kWarpgroups = MP == 32 ? (BACKWARD ? 3 : 4) : MP == 64 ? 3 : BACKWARD ? 2 : 1;
-  static constexpr int kMaxThreads = kWarpgroups * 128 + 64;  // and a loading and a storing warp
+// The tile table. MP: the rank, padded to 32, 64 or 128. SPLIT: warpgroups that share a row group; they divide
+// the contraction of stage 1 (for MP = 128 its ranks first) and the columns of stage 2.
+template <int MP_, bool BACKWARD_, int SPLIT_>
+struct Shape {
+  static constexpr int MP = MP_, SPLIT = SPLIT_;
+  static constexpr bool BACKWARD = BACKWARD_;
+  static constexpr int kRowGroups = kWarpgroups / SPLIT, kRows = kRowGroups * kGroupRows;
+  static constexpr int kHalves = MP == 128 ? 2 : 1;     // of the ranks
+  static constexpr int kDepths = SPLIT / kHalves;       // parts of the contraction of stage 1
+  static constexpr int kHeld = MP / kHalves;            // ranks whose sums a warpgroup holds
+  static constexpr int kGroups = kHeld / 8;             // and groups of 8 of them
+  static constexpr int kAllGroups = MP / 8;
+  static constexpr int kSums = BACKWARD ? 1 : 2;        // stage 1 gives dh, or z of gate and of down
+  static constexpr int kOperands = BACKWARD ? 2 : 1;    // stage 2 takes dz of gate and of down, or h
+  static constexpr int kSteps1 = 4 / kDepths;           // wgmma steps of a chunk
+  static constexpr int kSteps2 = MP * kOperands / 16;
+  static constexpr int kColumns2 = kChunk / SPLIT;
+  static constexpr int kUpRowBytes = MP == 32 ? 64 : 128;
+  static constexpr uint32_t kGateDownBytes = 2 * MP * 128, kUpBytes = MP * 128;  // of one chunk
+  static_assert(kDepths >= 1 && kRows >= 64);
 };
 
 // Byte offsets into shared memory, and the sizes that the kernel loops over.
 struct Plan {
-  int cluster;     // blocks that share a tile of rows; each owns `columns` of d
-  int columns;     // a multiple of 64
-  int chunks;      // columns / 64
-  int warpgroups;  // each works on a tile of its own
-  int buffers;     // tiles of x (or dy) in flight
-  int experts1, experts2;  // weights of stage 1 and stage 2
-  int inputs;              // 1, or 2 where the norm's backward needs x beside dy
-  // Byte offsets. Of each warpgroup: `sums` holds the blocks' sums for the tokens this one owns, `hidden`
-  // the operand of stage 2, `staging` the owned tokens' part of it.
-  uint32_t weights1, weights2, tiles, tile_bytes, hidden, hidden_bytes, sums, sums_bytes, staging,
-      staging_bytes, scalars, scalars_bytes, norm, barriers, bytes;
+  int rows;      // of a tile: 64, 128 or 256
+  int cluster;   // blocks that share a tile; each owns `columns` of d
+  int columns;   // a multiple of 64
+  int chunks;    // columns / 64
+  int inputs;    // 1, or 2 where the norm's backward needs x beside dy
+  int stages, weight_stages;
+  uint32_t input_bytes, stage_bytes;  // of one chunk: of one input, of all
+  uint32_t weights, sums, sums_bytes, row_sums, hidden, scalars, norm, barriers, bytes;
 };
 
-constexpr uint32_t align_up(uint32_t value, uint32_t to) { return (value + to - 1) / to * to; }
+constexpr int kBarriers = 4 * kMaxStages + 2 * kWarpgroups;
 
-// Scalars of a warpgroup: sums over rows from every block, rstd or the norm's coefficient, ids, and the
-// norm's partial sums by group of ranks, 16 a token.
-constexpr uint32_t scalars_bytes(int cluster) { return kRows * 4 * 3 + kRows / cluster * 16 * 4; }
-
-template <int MP, bool BACKWARD>
-constexpr Plan lay_out(int cluster, int columns, int warpgroups, int buffers, int experts1,
-                       int experts2, int inputs) {
-  using S = Stage<MP, BACKWARD>;
+template <class S>
+constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, int weight_stages) {
   Plan p = {};
+  p.rows = S::kRows;
   p.cluster = cluster;
-  p.columns = columns;
-  p.chunks = columns / kChunk;
-  p.warpgroups = warpgroups;
-  p.buffers = buffers;
-  p.experts1 = experts1;
-  p.experts2 = experts2;
+  p.columns = (dim + kChunk * cluster - 1) / (kChunk * cluster) * kChunk;
+  p.chunks = p.columns / kChunk;
   p.inputs = inputs;
-  p.weights1 = 0;
-  p.weights2 = p.weights1 + uint32_t(columns) * experts1 * S::kRows1 * 2;
-  p.tiles = p.weights2 + uint32_t(columns) * experts2 * S::kDepth2 * 2;
-  p.tile_bytes = uint32_t(columns) * kRows * 2 * inputs;
-  p.hidden = p.tiles + p.tile_bytes * buffers;
-  p.hidden_bytes = uint32_t(kRows) * S::kDepth2 * 2 * experts2;
-  p.sums = p.hidden + p.hidden_bytes * warpgroups;
-  p.sums_bytes = uint32_t(kPairs) * S::kBlocks1 * 8 * 16;
-  p.staging = p.sums + p.sums_bytes * warpgroups;
-  // The tokens of one block: operand of stage 2 by expert, and h for the gradient of up.
-  p.staging_bytes = uint32_t(kRows / cluster) * (S::kDepth2 * experts2 + (BACKWARD ? MP : 0)) * 2;
-  p.scalars = align_up(p.staging + p.staging_bytes * warpgroups, 16);
-  p.scalars_bytes = scalars_bytes(cluster);
-  p.norm = p.scalars + p.scalars_bytes * warpgroups;
-  p.barriers = p.norm + uint32_t(columns) * 4;
-  p.bytes = p.barriers + 8 * (3 * kMaxBuffers + 2 * kMaxWarpgroups);
+  p.stages = stages;
+  p.weight_stages = weight_stages;
+  p.input_bytes = S::kRows * 128;
+  p.stage_bytes = p.input_bytes * inputs;
+  const int sources = cluster * S::kDepths;
+  p.weights = p.stage_bytes * stages;
+  // Sums of one round, for the warpgroups that own one: from every source but the owner itself.
+  p.sums = p.weights + S::kGateDownBytes * weight_stages;
+  p.sums_bytes = uint32_t(sources - 1) * S::kSums * 4 * kFragment;
+  p.hidden = p.sums + p.sums_bytes * (S::kRowGroups * S::kHalves);
+  p.row_sums = p.hidden + uint32_t(S::kRowGroups * S::kOperands * S::kAllGroups) * 2 * kFragment;
+  p.scalars = p.row_sums + (norm ? uint32_t(S::kRowGroups * S::kHalves * sources) * 256 : 0);
+  p.norm = p.scalars + (norm ? uint32_t(S::kRowGroups * S::kAllGroups) * 256 : 0);
+  p.barriers = p.norm + (norm ? uint32_t(p.columns) * 4 : 0);
+  p.bytes = p.barriers + 8 * kBarriers;
   return p;
 }
 
-// The tile table: the first row of this list that fits, for the smallest cluster that does. A tile stays in
-// shared memory about 5 us (load, products, two exchanges, store) and memory delivers one every 1 us (32
-// x 256 columns, bf16, 128 blocks): five buffers keep it busy.
-struct Depth {
-  int warpgroups, buffers;
-};
-constexpr Depth kDepths[] = {{4, 5}, {3, 5}, {2, 4}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
-
-template <int MP, bool BACKWARD>
-Plan make_plan(int dim, int experts1, int experts2, int inputs, int only_cluster) {
-  for (const Depth depth : kDepths) {
-    if (depth.warpgroups > Stage<MP, BACKWARD>::kWarpgroups) continue;
-    for (int cluster = 1; cluster <= 16; cluster *= 2) {
-      if (only_cluster != 0 && cluster != only_cluster) continue;
-      const int columns = (dim + kChunk * cluster - 1) / (kChunk * cluster) * kChunk;
-      if (columns / kChunk > 256 || columns * (cluster - 1) >= dim) continue;
-      for (int buffers = kMaxBuffers; buffers >= depth.buffers; --buffers) {
-        const Plan p = lay_out<MP, BACKWARD>(cluster, columns, depth.warpgroups, buffers, experts1,
-                                             experts2, inputs);
-        if (p.bytes <= uint32_t(kSharedLimit)) return p;
-      }
+// The deepest rings that fit: weights 2 to 4 deep, activations as deep as then possible.
+template <class S>
+constexpr Plan make_plan(int dim, int cluster, int inputs, bool norm) {
+  for (int weight_stages = S::MP == 32 ? 4 : 3; weight_stages >= 2; --weight_stages) {
+    for (int stages = kMaxStages; stages >= (weight_stages > 2 ? 4 : 2); --stages) {
+      const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
+      if (p.bytes <= kSharedLimit) return p;
     }
   }
-  return {};  // cluster 0: does not fit
+  return {};  // rows 0: does not fit
+}
+
+// About 1024 columns a block: the weights of a tile then cross from L2 once for each 256 KB of rows or more.
+constexpr int usual_cluster(int dim) {
+  int cluster = 1;
+  while (cluster < 8 && dim > 1024 * cluster) cluster *= 2;
+  return cluster;
 }
 
 }  // namespace mmadapt::swiglu

@@ -1,651 +1,397 @@
-// What one warpgroup does with one tile of rows. Device functions of the kernel in
-// swiglu_adapter_sm90.cu, in the order in which they run; the data flow is drawn there.
+// Stages 1 and 2 of one warpgroup. The data flow is drawn in kernel.cuh.
 #pragma once
 
-#include "load_weights.cuh"
+#include "../hopper/fragment.cuh"
+#include "../hopper/tma.cuh"
+#include "../hopper/wgmma.cuh"
+#include "ring.cuh"
 
 namespace mmadapt::swiglu {
 
-// The same value in every lane, and known to the compiler as such: wgmma under a branch that might
-// diverge is serialised.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
-
-// Which experts a tile needs. Every warp of every block of the cluster finds the same.
-struct Routing {
-  int id;           // of token `lane` of this tile; -1: none
-  int low, high;    // least and greatest id, -1 left out; 0 and 0 if there is no other
-  uint32_t routed;  // bit t: token t has an expert
-  __device__ __forceinline__ bool pure() const { return low == high; }
-};
-
-__device__ __forceinline__ Routing route(const Arguments &a, int64_t first_row, int lane) {
-  Routing r = {0, 0, 0, 0xFFFFFFFFu};
-  if (a.expert == nullptr) return r;
-  r.id = first_row + lane < a.tokens ? __ldg(a.expert + first_row + lane) : -1;
-  if (r.id >= a.experts) r.id = -1;  // against the contract; there is no room for such an expert
-  r.routed = __ballot_sync(0xFFFFFFFFu, r.id >= 0);
-  if (r.routed != 0) {
-    r.low = __reduce_min_sync(0xFFFFFFFFu, r.id >= 0 ? r.id : a.experts);
-    r.high = __reduce_max_sync(0xFFFFFFFFu, r.id);
-  }
-  r.low = uniform(r.low);
-  r.high = uniform(r.high);
-  return r;
-}
-
-template <class T>
-__device__ __forceinline__ void store_one(uint32_t address, float value) {
-  const T narrowed = narrow<T>(value);
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address),
-               "h"(*reinterpret_cast<const uint16_t *>(&narrowed))
-               : "memory");
-}
-__device__ __forceinline__ void store_float(uint32_t address, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-__device__ __forceinline__ float load_float(uint32_t address) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
-}
-__device__ __forceinline__ int load_int(uint32_t address) {
-  int value;
-  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-  return value;
-}
-
-// Everything a warpgroup keeps from tile to tile.
+// What a warpgroup is and where its parts of shared memory lie.
+template <class S>
 struct Warpgroup {
-  uint32_t shared;                                // this block's shared memory
-  uint32_t hidden, sums, staging, scalars;        // this warpgroup's parts of it
-  uint32_t sums_barrier, hidden_barrier;
-  int index, thread, warp, lane;  // index of the warpgroup, thread 0..127
+  uint32_t shared;
+  int index, thread, warp, lane;  // thread 0..127
+  int group, split;               // row group of the tile; which of its SPLIT warpgroups
+  int half, depth;                // part of the ranks, part of the contraction of stage 1
   int block;                      // rank in the cluster
-  int log_pairs, log_owned;       // tokens a block owns, in pairs and one by one
-  uint32_t parity;                // of both barriers
-  // Where the sums of this thread's token pairs go: pair 4j + lane%4 of a tile.
-  uint32_t peer_sums[kRows / 8], peer_barrier[kRows / 8];
+  uint32_t sums_parity, hidden_parity;
 
-  __device__ __forceinline__ int pairs() const { return 1 << log_pairs; }
-  __device__ __forceinline__ int owned() const { return 1 << log_owned; }
-  __device__ __forceinline__ uint32_t squares() const { return scalars; }
-  __device__ __forceinline__ uint32_t row_scalars() const { return scalars + kRows * 4; }
-  __device__ __forceinline__ uint32_t ids() const { return scalars + kRows * 8; }
-  __device__ __forceinline__ uint32_t group_sums() const { return scalars + kRows * 12; }
+  __device__ __forceinline__ uint32_t hidden(const Plan &p) const {
+    return shared + p.hidden + group * (S::kOperands * S::kAllGroups * 2 * kFragment);
+  }
+  __device__ __forceinline__ uint32_t scalars(const Plan &p) const {
+    return shared + p.scalars + group * (S::kAllGroups * 256);
+  }
+  // Of the warpgroup that owns sums of this row group and half of the ranks.
+  __device__ __forceinline__ int owner() const { return group * S::kHalves + half; }
+  __device__ __forceinline__ uint32_t sums_barrier(const Plan &p) const {
+    return shared + p.barriers + 32 * kMaxStages + 8 * owner();
+  }
+  __device__ __forceinline__ uint32_t hidden_barrier(const Plan &p) const {
+    return shared + p.barriers + 32 * kMaxStages + 8 * (kWarpgroups + group);
+  }
+  // This thread's two rows of the tile, 8 apart; and its lane's row for load_blocks and store_blocks.
+  __device__ __forceinline__ int row() const { return group * kGroupRows + warp * 16 + lane / 4; }
+  __device__ __forceinline__ uint32_t block_at(uint32_t tile, int unit) const {
+    return tile + group * (kGroupRows * 128) +
+           swizzled(warp * 16 + lane % 8 + lane / 8 % 2 * 8, unit + lane / 16, 128);
+  }
 };
 
-template <int MP, bool BACKWARD>
-__device__ __forceinline__ Warpgroup make_warpgroup(const Plan &p, uint32_t shared,
-                                                    uint32_t sums_barrier, uint32_t hidden_barrier,
-                                                    int index) {
-  using S = Stage<MP, BACKWARD>;
-  Warpgroup w;
+template <class S>
+__device__ __forceinline__ Warpgroup<S> make_warpgroup(uint32_t shared) {
+  Warpgroup<S> w;
   w.shared = shared;
-  w.index = index;
   w.thread = threadIdx.x % 128;
-  w.warp = uniform(w.thread / 32);
   w.lane = w.thread % 32;
-  w.hidden = shared + p.hidden + index * p.hidden_bytes;
-  w.sums = shared + p.sums + index * p.sums_bytes;
-  w.staging = shared + p.staging + index * p.staging_bytes;
-  w.scalars = shared + p.scalars + index * p.scalars_bytes;
-  w.sums_barrier = sums_barrier;
-  w.hidden_barrier = hidden_barrier;
+  w.warp = uniform(w.thread / 32);
+  w.index = uniform(threadIdx.x / 128);
+  w.group = w.index / S::SPLIT;
+  w.split = w.index % S::SPLIT;
+  w.half = w.split % S::kHalves;
+  w.depth = w.split / S::kHalves;
   w.block = static_cast<int>(cluster_block());
-  w.log_pairs = 31 - __clz(kPairs / p.cluster);
-  w.log_owned = w.log_pairs + 1;
-  w.parity = 0;
-#pragma unroll
-  for (int j = 0; j < kRows / 8; ++j) {
-    const int pair = 4 * j + w.lane % 4, owner = pair >> w.log_pairs;
-    const int place = (w.block << w.log_pairs) + (pair & (w.pairs() - 1));
-    const uint32_t at = w.sums + place * (S::kBlocks1 * 128) + w.warp * 128 + w.lane / 4 * 16;
-    w.peer_sums[j] = remote(at, owner);
-    w.peer_barrier[j] = remote(sums_barrier, owner);
-  }
+  w.sums_parity = w.hidden_parity = 0;
   return w;
 }
 
-// W1 x^T of one expert over this block's columns, [rows of stage 1, 32 tokens]. At least two chains of
-// products: one alone would wait for itself.
-template <class T, int MP, bool BACKWARD>
-__device__ __forceinline__ void multiply1(float (&sums)[Stage<MP, BACKWARD>::kProducts1][16],
-                                          const Plan &p, uint32_t weights, uint32_t tile) {
-  using S = Stage<MP, BACKWARD>;
-  constexpr bool kSplit = S::kProducts1 == 1;
-  const uint32_t chunk = p.experts1 * S::kRows1 * 128 >> 4;
-  float second[16];
+// The experts of a tile, of this row group, and of this thread's two rows.
+struct Routing {
+  Range tile, own;
+  int id[2];
+  bool all;  // every row of the group has an expert
+  __device__ __forceinline__ bool wants(int e) const { return own.low <= e && e <= own.high; }
+  __device__ __forceinline__ bool pure() const { return own.low == own.high; }
+};
+
+template <class S>
+__device__ __forceinline__ Routing route(const Arguments &a, const Warpgroup<S> &w, int tile) {
+  Routing r = {{0, 0}, {0, 0}, {0, 0}, true};
+  if (a.expert == nullptr) return r;
+  const int64_t first = int64_t(tile) * S::kRows;
+  r.tile = tile_experts(a, tile);
+  r.own = experts_of(a, first + w.group * kGroupRows, 2);
+  bool mine = true;
 #pragma unroll
-  for (int i = 0; i < S::kProducts1; ++i) clear(sums[i]);
-  if constexpr (kSplit) clear(second);
-  uint32_t left = k_major(weights), right = k_major(tile);
-  for (int c = 0; c < p.chunks; ++c) {
+  for (int i = 0; i < 2; ++i) {
+    const int64_t row = first + w.row() + 8 * i;
+    const int id = row < a.tokens ? __ldg(a.expert + row) : -1;
+    r.id[i] = id < a.experts ? id : -1;  // more is against the contract; there is no such expert
+    mine &= r.id[i] >= 0;
+  }
+  // Per warp; a warp's rows are its own.
+  r.all = uniform(__all_sync(0xFFFFFFFFu, mine));
+  return r;
+}
+
+// Every warp says that it is done with a stage; 0: none.
+__device__ __forceinline__ void release(uint32_t empty_barrier, int lane) {
+  if (empty_barrier != 0 && lane == 0) barrier_arrive(empty_barrier);
+}
+
+// Adds to each of the thread's two rows, over its quad's share of a chunk: squares of x, or dy x weight.
+template <class T, class S>
+__device__ __forceinline__ void add_row_sums(float (&row_sums)[2], const Arguments &a,
+                                             const Warpgroup<S> &w, uint32_t tile, int c) {
+  const Plan &p = a.plan;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = w.warp * 16 + w.lane / 4 + 8 * i;
+#pragma unroll
+    for (int k = 0; k < S::kSteps1; ++k) {
+      const int step = w.depth * S::kSteps1 + k, unit = 2 * step + w.lane % 4 / 2;
+      const uint32_t at =
+          tile + w.group * (kGroupRows * 128) + swizzled(row, unit, 128) + w.lane % 2 * 8;
+      const uint2 first = load_shared_words2(at);
+      const float2 low = unpack<T>(first.x), high = unpack<T>(first.y);
+      if constexpr (S::BACKWARD) {
+        const uint2 second = load_shared_words2(at + p.input_bytes);
+        const float2 x0 = unpack<T>(second.x), x1 = unpack<T>(second.y);
+        const float4 g =
+            load_shared4(w.shared + p.norm + (c * kChunk + unit * 8 + w.lane % 2 * 4) * 4);
+        row_sums[i] += low.x * x0.x * g.x + low.y * x0.y * g.y + high.x * x1.x * g.z +
+                       high.y * x1.y * g.w;
+      } else {
+        row_sums[i] += low.x * low.x + low.y * low.y + high.x * high.x + high.y * high.y;
+      }
+    }
+  }
+}
+
+// Where stage 1 finds the weights of wgmma step `step` of a chunk: rows of gate or of down along d, or of up
+// along the ranks.
+template <class S>
+__device__ __forceinline__ uint32_t weights1(const Warpgroup<S> &w, uint32_t tile, int sum, int step) {
+  if constexpr (S::BACKWARD) {
+    return low_word(tile + w.half * (64 * 128) + step * (16 * S::kUpRowBytes));
+  } else {
+    return low_word(tile + (sum * S::MP + w.half * S::kHeld) * 128 + step * 32);
+  }
+}
+
+// sums += rows of the tile times weights.
+template <class T, class S>
+__device__ __forceinline__ void multiply1(float (&sums)[S::kSums][S::kHeld / 2], const Warpgroup<S> &w,
+                                          uint32_t tile, uint32_t weights) {
+  constexpr int kRowBytes = S::BACKWARD ? S::kUpRowBytes : 128;
+  const uint32_t rows = low_word(tile + w.group * (kGroupRows * 128) + w.depth * (S::kSteps1 * 32));
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < S::kSteps1; ++k) {
+#pragma unroll
+    for (int sum = 0; sum < S::kSums; ++sum) {
+      wgmma<T, S::kHeld, kRowBytes, S::BACKWARD>(
+          sums[sum], rows + 2 * k, weights1<S>(w, weights, sum, w.depth * S::kSteps1 + k));
+    }
+  }
+  wgmma_commit();
+}
+
+// The same with the rows of other experts as zeros. (What is not finite in an expert's weights then reaches
+// the whole row group.)
+template <class T, class S>
+__device__ __forceinline__ void multiply1_masked(float (&sums)[S::kSums][S::kHeld / 2],
+                                                 const Warpgroup<S> &w, const Routing &r, int expert,
+                                                 uint32_t tile, uint32_t weights) {
+  constexpr int kRowBytes = S::BACKWARD ? S::kUpRowBytes : 128;
+  constexpr int kBatch = S::kSteps1 < 2 ? 1 : 2;
+#pragma unroll 1
+  for (int k = 0; k < S::kSteps1; k += kBatch) {
+    uint32_t rows[kBatch][4];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      load_blocks(rows[i], w.block_at(tile, 2 * (w.depth * S::kSteps1 + k + i)));
+      if (r.id[0] != expert) rows[i][0] = rows[i][2] = 0;
+      if (r.id[1] != expert) rows[i][1] = rows[i][3] = 0;
+    }
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-      for (int i = 0; i < S::kProducts1; ++i) {
-        wgmma<T, Layout::K128, Layout::K128, 1>(kSplit && k % 2 ? second : sums[i],
-                                                left + i * (64 * 128 >> 4) + 2 * k, right + 2 * k);
+      for (int sum = 0; sum < S::kSums; ++sum) {
+        wgmma<T, S::kHeld, kRowBytes, S::BACKWARD>(
+            sums[sum], rows[i], weights1<S>(w, weights, sum, w.depth * S::kSteps1 + k + i));
       }
     }
     wgmma_commit();
-    left += chunk;
-    right += kRows * 128 >> 4;
+    wgmma_wait<0>();
+  }
+}
+
+// Partial sums of stage 1 over this block's columns. Leaves `input` at the chunk that stage 2 begins with.
+template <class T, class S>
+__device__ __forceinline__ void stage1(float (&sums)[S::kSums][S::kHeld / 2], float (&row_sums)[2],
+                                       const Arguments &a, const Warpgroup<S> &w, const Routing &r,
+                                       Ring &input, Ring &weights) {
+  const Plan &p = a.plan;
+  const bool routed = (S::BACKWARD ? a.up_experts : a.experts) > 1;
+  const Range experts = routed ? r.tile : Range{0, 0};
+  const bool sums_rows = w.half == 0 && a.norm_weight != nullptr &&
+                         (!S::BACKWARD || a.residual == MMADAPT_RESIDUAL_NORM);
+  const int leaving = p.chunks - kept_chunks(p);
+  uint32_t last_input = 0, last_weights = 0;
+  Ring ring = input;
+#pragma unroll
+  for (int sum = 0; sum < S::kSums; ++sum) clear(sums[sum]);
+  row_sums[0] = row_sums[1] = 0.0f;
+  for (int c = 0; c < p.chunks; ++c) {
+    ring.wait_full();
+    if (sums_rows) add_row_sums<T>(row_sums, a, w, ring.data(), c);
+    for (int e = experts.low; e <= experts.high; ++e) {
+      weights.wait_full();
+      if (!routed || (r.wants(e) && r.pure())) {
+        multiply1<T>(sums, w, ring.data(), weights.data());
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+        if (r.wants(e)) multiply1_masked<T>(sums, w, r, e, ring.data(), weights.data());
+      }
+      release(last_weights, w.lane);
+      if (e == experts.low) release(last_input, w.lane);
+      last_weights = weights.empty_barrier();
+      weights.advance();
+    }
+    last_input = c < leaving ? ring.empty_barrier() : 0;
+    ring.advance();
+    if (c + 1 == leaving) input = ring;
   }
   wgmma_wait<0>();
+  release(last_weights, w.lane);
+  release(last_input, w.lane);
 #pragma unroll
-  for (int i = 0; i < S::kProducts1; ++i) wgmma_pin(sums[i]);
-  if constexpr (kSplit) {
-    wgmma_pin(second);
-#pragma unroll
-    for (int n = 0; n < 16; ++n) sums[0][n] += second[n];
-  }
+  for (int sum = 0; sum < S::kSums; ++sum) wgmma_pin(sums[sum]);
 }
 
-// The same for every token with its own expert.
-template <class T, int MP, bool BACKWARD>
-__device__ __forceinline__ void stage1(float (&sums)[Stage<MP, BACKWARD>::kProducts1][16],
-                                       const Arguments &a, const Warpgroup &w, const Routing &r,
-                                       uint32_t tile) {
-  using S = Stage<MP, BACKWARD>;
-  const Plan &p = a.plan;
-  const uint32_t weights = w.shared + p.weights1;
-  if (p.experts1 == 1 || r.pure()) {
-    const int expert = p.experts1 == 1 ? 0 : r.low;
-    multiply1<T, MP, BACKWARD>(sums, p, weights + expert * (S::kRows1 * 128), tile);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < S::kProducts1; ++i) clear(sums[i]);
-  for (int e = r.low; e <= r.high; ++e) {
-    float own[S::kProducts1][16];
-    multiply1<T, MP, BACKWARD>(own, p, weights + e * (S::kRows1 * 128), tile);
-    const uint32_t mine = __ballot_sync(0xFFFFFFFFu, r.id == e) >> (w.lane % 4 * 2);
-#pragma unroll
-    for (int i = 0; i < S::kProducts1; ++i) {
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        if ((mine >> (n / 4 * 8 + n % 2)) & 1) sums[i][n] = own[i][n];
-      }
-    }
-  }
-}
-
-// Sends the sums to the tokens' owners: block o of the cluster owns tokens 32/C o .. 32/C (o+1) - 1.
-template <int MP, bool BACKWARD>
-__device__ __forceinline__ void send_sums(
-    const float (&sums)[Stage<MP, BACKWARD>::kProducts1][16], const Warpgroup &w) {
-  using S = Stage<MP, BACKWARD>;
-  // That a block's sums are there says that its warps are done with the tile before: of those that send.
-  if constexpr (S::kBlocks1 < 4) named_barrier(1 + w.index, 128);
-#pragma unroll
-  for (int i = 0; i < S::kProducts1; ++i) {
-    if (i * 4 + w.warp < S::kBlocks1) {
-#pragma unroll
-      for (int j = 0; j < kRows / 8; ++j) {
-        const float4 v = {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]};
-        store_async(w.peer_sums[j] + i * 512, v, w.peer_barrier[j]);
-      }
-    }
-  }
-}
-
-// Sums over this block's columns of x^2 (forward) or of dy x weight (backward, residual "norm"), by row.
-template <class T, bool BACKWARD>
-__device__ __forceinline__ void send_row_sums(const Arguments &a, const Warpgroup &w, uint32_t tile) {
-  const Plan &p = a.plan;
-  const int row = w.thread / 4, quarter = w.thread % 4;
-  float sum = 0.0f;
-  for (int c = 0; c < p.chunks; ++c) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const int unit = 2 * quarter + k;
-      const uint32_t at = tile + c * (kRows * 128) + swizzled(row, unit, 128);
-      const uint4 first = load_shared_words(at);
-      const uint32_t left[4] = {first.x, first.y, first.z, first.w};
-      if constexpr (BACKWARD) {
-        const uint4 second = load_shared_words(at + p.tile_bytes / 2);
-        const uint32_t right[4] = {second.x, second.y, second.z, second.w};
-        const uint32_t weight = w.shared + p.norm + (c * 64 + unit * 8) * 4;
-        const float4 w0 = load_shared4(weight), w1 = load_shared4(weight + 16);
-        const float weights[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 dy = unpack<T>(left[i]), x = unpack<T>(right[i]);
-          sum += dy.x * x.x * weights[2 * i] + dy.y * x.y * weights[2 * i + 1];
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 x = unpack<T>(left[i]);
-          sum += x.x * x.x + x.y * x.y;
-        }
-      }
-    }
-  }
-  sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-  sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-  if (quarter == 0) {
-    const int owner = row >> w.log_owned;
-    const int place = (w.block << w.log_owned) + (row & (w.owned() - 1));
-    store_async(remote(w.squares() + place * 4, owner), sum, remote(w.sums_barrier, owner));
-  }
-}
-
-// The sum of a row scalar over the cluster, in the order of its blocks.
-__device__ __forceinline__ float row_sum(const Arguments &a, const Warpgroup &w, int owned_token) {
-  float sum = 0.0f;
-  for (int s = 0; s < a.plan.cluster; ++s) {
-    sum += load_float(w.squares() + ((s << w.log_owned) + owned_token) * 4);
-  }
-  return sum;
-}
-
-// Stage 2's operand: `value` in the slot of the token's expert, zero in the others.
-template <class T, class S>
-__device__ __forceinline__ void stage_value(const Warpgroup &w, const Routing &r, int owned_token,
-                                            int column, int id, int slots, float value) {
-  uint32_t to = w.staging + (owned_token * S::kDepth2 + column) * 2;
-  if (slots == 1) {
-    store_one<T>(to, value);
-    return;
-  }
-  for (int slot = 0; slot < slots; ++slot) {
-    store_one<T>(to, id - r.low == slot ? value : 0.0f);
-    to += (S::kDepth2 * 2) << w.log_owned;
-  }
-}
-
-__device__ __forceinline__ float sigmoid(float value) {
-  return __fdividef(1.0f, 1.0f + __expf(-value));
-}
-
-// What a thread takes in the owner's turn: one rank of one owned token; where there are fewer of those than
-// threads, two threads share one and each adds half of the blocks' parts. A warp has one token.
-struct Entry {
-  int token, rank;
-  int first_part, parts;
-  bool first;  // of the threads that share it
+// What the result needs of this thread's two rows.
+struct RowScalars {
+  float rstd[2], pull[2];  // backward: pull = rstd x coefficient
 };
 
-template <int MP>
-__device__ __forceinline__ Entry make_entry(const Plan &p, const Warpgroup &w, int turn) {
-  int entry = turn * 128 + w.thread, half = 0, halves = 1;
-  if ((MP << w.log_owned) < 128) {
-    halves = 2;
-    half = w.lane >> 3 & 1;
-    entry = w.warp * 16 + (w.lane >> 4) * 8 + w.lane % 8;
-  }
-  const int parts = p.cluster / halves;
-  return {entry / MP, entry % MP, half * parts, parts, half == 0};
-}
-
-// A float at `from`, summed over the entry's parts, and over the threads that share it.
-__device__ __forceinline__ float add_parts(const Warpgroup &w, const Entry &e, uint32_t from,
-                                           uint32_t stride) {
-  from += e.first_part * stride;
-  float sum = 0.0f;
-#pragma unroll 8
-  for (int s = 0; s < e.parts; ++s) {
-    sum += load_float(from);
-    from += stride;
-  }
-  return sum;
-}
-
-template <class T, int MP>
-__device__ __forceinline__ void activate_forward(const Arguments &a, const Warpgroup &w, const Entry &e,
-                                                 const Routing &r, int row, int id, int slots,
-                                                 float g, float d) {
-  const bool inside = row < a.tokens;
-  if (a.norm_weight != nullptr) {
-    const float rstd = 1.0f / sqrtf(row_sum(a, w, e.token) / a.dim + a.eps);
-    g *= rstd, d *= rstd;
-    if (e.rank == 0 && e.first) {
-      store_float(w.group_sums() + e.token * 16 * 4, rstd);
-      if (inside) a.rstd[row] = rstd;
+template <class S>
+__device__ __forceinline__ RowScalars row_scalars(const Arguments &a, const Warpgroup<S> &w, int tile) {
+  RowScalars s = {{1.0f, 1.0f}, {0.0f, 0.0f}};
+  if (a.norm_weight == nullptr) return s;
+  const uint32_t from = w.scalars(a.plan) + (w.warp * 8 + w.lane / 4) * 8;
+  if constexpr (S::BACKWARD) {
+    float2 coefficient = {0.0f, 0.0f};
+    for (int g = 0; g < S::kAllGroups; ++g) {
+      const float2 part = load_shared2(from + g * 256);
+      coefficient.x += part.x, coefficient.y += part.y;
     }
-  }
-  if (id < 0) g = d = 0.0f;
-  if (!e.first) return;
-  stage_value<T, Stage<MP, false>>(w, r, e.token, e.rank, id, slots, g * sigmoid(g) * d);
-  if (inside && e.rank < a.rank) {
-    const int64_t at = int64_t(row) * a.rank + e.rank;
-    static_cast<T *>(a.zg)[at] = narrow<T>(g);
-    static_cast<T *>(a.zd)[at] = narrow<T>(d);
-  }
-}
-
-template <class T, int MP>
-__device__ __forceinline__ void activate_backward(const Arguments &a, const Warpgroup &w, const Entry &e,
-                                                  const Routing &r, int id, int slots, float dh, float g,
-                                                  float d) {
-  const float s = sigmoid(g), silu = g * s;
-  const bool on = id >= 0;
-  dh *= a.scale;
-  const float dg = on ? dh * d * (s + silu * (1.0f - s)) : 0.0f, dd = on ? dh * silu : 0.0f;
-  if (e.first) {
-    stage_value<T, Stage<MP, true>>(w, r, e.token, e.rank, id, slots, dg);
-    stage_value<T, Stage<MP, true>>(w, r, e.token, MP + e.rank, id, slots, dd);
-    const uint32_t h = w.staging + ((slots * 2 * MP * 2) << w.log_owned);
-    store_one<T>(h + (e.token * MP + e.rank) * 2, on ? silu * d * a.scale : 0.0f);
-  }
-  if (a.norm_weight != nullptr) {
-    float part = dg * g + dd * d;
-#pragma unroll
-    for (int lanes = 1; lanes < 8; lanes *= 2) part += __shfl_xor_sync(0xFFFFFFFFu, part, lanes);
-    if (e.first && e.rank % 8 == 0) {
-      store_float(w.group_sums() + (e.token * 16 + e.rank / 8) * 4, part);
-    }
-  }
-}
-
-// Owner's turn: adds the sums of all blocks in a fixed order and applies the activation. Leaves the
-// operand of stage 2 in `staging`: [slots, owned tokens, K2], one slot an expert of the tile, zeros where
-// a token is another expert's (so that what is not finite in an expert's `up` reaches its whole tile); backward also h, [owned tokens, MP], behind it.
-template <class T, int MP, bool BACKWARD>
-__device__ __forceinline__ void activate(const Arguments &a, const Warpgroup &w, const Routing &r,
-                                         int first_row, int slots) {
-  using S = Stage<MP, BACKWARD>;
-  const int turns = max(1, (MP << w.log_owned) / 128);
-  const uint32_t stride = (S::kBlocks1 * 128) << w.log_pairs;
-  for (int turn = 0; turn < turns; ++turn) {
-    const Entry e = make_entry<MP>(a.plan, w, turn);
-    const int token = (w.block << w.log_owned) + e.token, row = first_row + token;
-    const int id = a.expert == nullptr ? 0 : __shfl_sync(0xFFFFFFFFu, r.id, token);
-    // Of a pair's 16-byte fragment entries: forward {gate, gate, down, down} of one rank and two tokens,
-    // backward {dh, dh} of a rank and of the rank 8 above it.
-    uint32_t from = w.sums + (e.token / 2) * (S::kBlocks1 * 128) + e.token % 2 * 4;
-    if constexpr (BACKWARD) {
-      from += (e.rank / 16 * 8 + e.rank % 8) * 16 + e.rank / 8 % 2 * 8;
-      const bool ok = row < a.tokens && e.rank < a.rank;
-      const int64_t at = int64_t(row) * a.rank + e.rank;
-      const float g = ok ? widen(static_cast<const T *>(a.zg)[at]) : 0.0f;
-      const float d = ok ? widen(static_cast<const T *>(a.zd)[at]) : 0.0f;
-      if (turn == 0) barrier_wait(w.sums_barrier, w.parity);
-      float dh = add_parts(w, e, from, stride);
-      if (e.parts != a.plan.cluster) dh += __shfl_xor_sync(0xFFFFFFFFu, dh, 8);
-      activate_backward<T, MP>(a, w, e, r, id, slots, dh, g, d);
-    } else {
-      from += e.rank * 16;
-      if (turn == 0) barrier_wait(w.sums_barrier, w.parity);
-      float g = add_parts(w, e, from, stride), d = add_parts(w, e, from + 8, stride);
-      if (e.parts != a.plan.cluster) {
-        g += __shfl_xor_sync(0xFFFFFFFFu, g, 8);
-        d += __shfl_xor_sync(0xFFFFFFFFu, d, 8);
-      }
-      activate_forward<T, MP>(a, w, e, r, row, id, slots, g, d);
-    }
-  }
-  if (a.expert != nullptr && w.warp == 0) {
-    asm volatile("st.shared.s32 [%0], %1;" ::"r"(w.ids() + w.lane * 4), "r"(r.id) : "memory");
-  }
-}
-
-// Sends the owned tokens' operand of stage 2, and a scalar a token behind a norm, to every block.
-template <class T, int MP, bool BACKWARD>
-__device__ __forceinline__ void broadcast(const Arguments &a, const Warpgroup &w, int first_row,
-                                          int slots) {
-  using S = Stage<MP, BACKWARD>;
-  const Plan &p = a.plan;
-  constexpr int kUnits = S::kDepth2 / 8, kPerPanel = S::kPanel / 8;
-  const int log_units = 31 - __clz(kUnits << w.log_owned), units = 1 << log_units;
-  const int first_to = w.thread >> log_units;
-  const int step_to = max(1, 128 >> log_units);
-  for (int u = w.thread & (units - 1); u < units; u += 128) {
-    const int unit = u % kUnits, token = u / kUnits;
-    uint32_t at = w.hidden + unit / kPerPanel * (kRows * S::kPanelBytes) +
-                  swizzled((w.block << w.log_owned) + token, unit % kPerPanel, S::kPanelBytes);
-    uint32_t from = w.staging + u * 16;
-    for (int slot = 0; slot < slots; ++slot) {
-      const uint4 v = load_shared_words(from);
-      for (int to = first_to; to < p.cluster; to += step_to) {
-        store_async(remote(at, to), v, remote(w.hidden_barrier, to));
-      }
-      at += S::kPanels * (kRows * S::kPanelBytes);
-      from += units * 16;
-    }
-  }
-  if (a.norm_weight == nullptr || w.thread >= kRows) return;  // one (block, owned token) a thread
-  const int to = w.thread >> w.log_owned, token = w.thread & (w.owned() - 1);
-  float value;
-  if constexpr (BACKWARD) {  // mean of g x rstd over d, g the gradient behind the norm
-    value = 0.0f;
-    for (int g = 0; g < MP / 8; ++g) value += load_float(w.group_sums() + (token * 16 + g) * 4);
-    if (a.residual == MMADAPT_RESIDUAL_NORM) {
-      const int row = first_row + (w.block << w.log_owned) + token;
-      value += row < a.tokens ? row_sum(a, w, token) * __ldg(a.rstd + row) : 0.0f;
-    }
-    value /= a.dim;
+    const int64_t row = int64_t(tile) * S::kRows + w.row();
+    s.rstd[0] = row < a.tokens ? __ldg(a.rstd + row) : 0.0f;
+    s.rstd[1] = row + 8 < a.tokens ? __ldg(a.rstd + row + 8) : 0.0f;
+    s.pull[0] = s.rstd[0] * coefficient.x / a.dim;
+    s.pull[1] = s.rstd[1] * coefficient.y / a.dim;
   } else {
-    value = load_float(w.group_sums() + token * 16 * 4);
+    const float2 rstd = load_shared2(from);
+    s.rstd[0] = rstd.x, s.rstd[1] = rstd.y;
   }
-  __syncwarp();  // all have read the row sums before the first is answered: then they may be written again
-  store_async(remote(w.row_scalars() + ((w.block << w.log_owned) + token) * 4, to), value,
-              remote(w.hidden_barrier, to));
+  return s;
 }
 
-// Eight numbers times a row's rstd.
-template <class T>
-__device__ __forceinline__ uint4 scaled(uint4 v, float by) {
-  uint32_t words[4] = {v.x, v.y, v.z, v.w};
+// acc += stage 2's operand of one expert's rows times weights, for this warpgroup's columns of a chunk.
+template <class T, class S>
+__device__ __forceinline__ void multiply2(float (&acc)[S::kColumns2 / 2], const Plan &p,
+                                          const Warpgroup<S> &w, const bool (&mine)[2],
+                                          uint32_t weights) {
+  constexpr int kBatch = S::kSteps2 < 8 ? S::kSteps2 : 8;
+  constexpr int kRowBytes = S::BACKWARD ? 128 : S::kUpRowBytes;
+  const uint32_t operand = w.hidden(p) + w.thread * 8;
+  const int column = w.split * S::kColumns2;
+#pragma unroll 1
+  for (int first = 0; first < S::kSteps2; first += kBatch) {
+    uint32_t h[kBatch][4];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const uint2 low = load_shared_words2(operand + (first + k) * (4 * kFragment));
+      const uint2 high = load_shared_words2(operand + (first + k) * (4 * kFragment) + 2 * kFragment);
+      h[k][0] = mine[0] ? low.x : 0, h[k][1] = mine[1] ? low.y : 0;
+      h[k][2] = mine[0] ? high.x : 0, h[k][3] = mine[1] ? high.y : 0;
+    }
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      uint32_t at;
+      if constexpr (S::BACKWARD) {
+        at = weights + (first + k) * (16 * 128) + column * 2;
+      } else {
+        at = weights + first / 4 * (64 * 128) + k / 4 * (64 * 128) + column * S::kUpRowBytes + k % 4 * 32;
+      }
+      wgmma<T, S::kColumns2, kRowBytes, S::BACKWARD>(acc, h[k], low_word(at));
+    }
+    wgmma_commit();
+    if (first + kBatch < S::kSteps2) wgmma_wait<0>();
+  }
+}
+
+// The result of 16 columns, of which the thread has four in each of its rows, over the input's place.
+//   forward   base + scale acc       backward   base + acc, or base + rstd (acc [+ dy weight] - x pull)
+template <class T, class S>
+__device__ __forceinline__ void combine(uint32_t (&out)[4], const float *acc, const uint32_t (&in)[4],
+                                        const uint32_t (&second)[4], const Arguments &a,
+                                        uint32_t weights, const RowScalars &s) {
+  const bool norm = a.norm_weight != nullptr;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 two = unpack<T>(words[i]);
-    words[i] = pack<T>(two.x * by, two.y * by);
-  }
-  return {words[0], words[1], words[2], words[3]};
-}
-
-// dz (times rstd) and h (times scale) of the owned tokens for the weights' gradients, from staging to
-// global memory.
-template <class T, int MP>
-__device__ __forceinline__ void save_for_weights(const Arguments &a, const Warpgroup &w,
-                                                 const Routing &r, int first_row, int slots) {
-  const int per_row = a.rank / 8, owned = w.owned(), row0 = first_row + (w.block << w.log_owned);
-  T *dz = static_cast<T *>(a.dz), *h = static_cast<T *>(a.h);
-  const int dz_units = dz == nullptr ? 0 : owned * 2 * a.dz_experts * per_row;
-  for (int i = w.thread; i < dz_units; i += 128) {
-    const int unit = i % per_row, rest = i / per_row, expert = rest % a.dz_experts;
-    const int half = rest / a.dz_experts % 2, token = rest / a.dz_experts / 2;
-    int slot = expert == r.low || a.dz_experts == 1 ? 0 : -1;
-    if (slots > 1) {
-      const int id = load_int(w.ids() + ((w.block << w.log_owned) + token) * 4);
-      slot = (a.dz_experts == 1 ? id : expert) - r.low;
+    const int row = i % 2;
+    float2 y = {acc[2 * i], acc[2 * i + 1]}, base = {0.0f, 0.0f};
+    if (a.residual != MMADAPT_RESIDUAL_NONE) base = unpack<T>(in[i]);
+    if (a.residual == MMADAPT_RESIDUAL_NORM) {
+      const float2 g = load_shared2(weights + i / 2 * 32);
+      base.x *= g.x, base.y *= g.y;
     }
-    if (row0 + token >= a.tokens) continue;
-    uint4 v = {0, 0, 0, 0};
-    if (slot >= 0 && slot < slots) {
-      v = load_shared_words(w.staging + ((slot * owned + token) * 2 * MP + half * MP + unit * 8) * 2);
-      if (a.norm_weight != nullptr) v = scaled<T>(v, __ldg(a.rstd + row0 + token));
-    }
-    const int64_t row = half * a.tokens + row0 + token;
-    *reinterpret_cast<uint4 *>(dz + (row * a.dz_experts + expert) * a.rank + unit * 8) = v;
-  }
-  const uint32_t from = w.staging + slots * owned * 2 * MP * 2;
-  const int h_units = h == nullptr ? 0 : owned * a.h_experts * per_row;
-  for (int i = w.thread; i < h_units; i += 128) {
-    const int unit = i % per_row, rest = i / per_row, expert = rest % a.h_experts;
-    const int token = rest / a.h_experts;
-    if (row0 + token >= a.tokens) continue;
-    const bool mine = a.h_experts == 1 ||
-                      load_int(w.ids() + ((w.block << w.log_owned) + token) * 4) == expert;
-    uint4 v = {0, 0, 0, 0};
-    if (mine) v = load_shared_words(from + (token * MP + unit * 8) * 2);
-    const int64_t row = row0 + token;
-    *reinterpret_cast<uint4 *>(h + (row * a.h_experts + expert) * a.rank + unit * 8) = v;
-  }
-}
-
-// What the row needs in the result, of the tokens in this thread's fragments: 8j + 2 (lane%4) + {0, 1}.
-struct RowScalars {
-  float rstd[kRows / 4], pull[kRows / 4];  // backward: pull = rstd x coefficient
-};
-
-// A chunk of the input in fragment layout, the columns and tokens of D2's.
-struct Chunk {
-  uint32_t words[2][4];
-};
-__device__ __forceinline__ uint32_t chunk_address(const Warpgroup &w, uint32_t chunk, int half) {
-  const int row = 16 * half + w.lane / 16 * 8 + w.lane % 8, unit = 2 * w.warp + w.lane / 8 % 2;
-  return chunk + swizzled(row, unit, 128);
-}
-__device__ __forceinline__ void load_chunk(Chunk &chunk, const Warpgroup &w, uint32_t at) {
-  load_transposed(chunk.words[0], chunk_address(w, at, 0));
-  load_transposed(chunk.words[1], chunk_address(w, at, 1));
-}
-
-// One 64-column chunk of the result, over the input's place in shared memory.
-//   forward   base + scale D2       backward   base + D2, or base + rstd (D2 [+ dy weight] - x pull)
-template <class T, bool BACKWARD, int RESIDUAL, bool NORM>
-__device__ __forceinline__ void write_chunk(const float (&acc)[16], const Chunk &in, const Chunk &second,
-                                            const Arguments &a, const Warpgroup &w, uint32_t at,
-                                            uint32_t weights, const RowScalars &s) {
-  float weight[2] = {1.0f, 1.0f};
-  if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) {
-    const uint32_t first = weights + (w.warp * 16 + w.lane / 4) * 4;
-    weight[0] = load_float(first), weight[1] = load_float(first + 32);
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint32_t out[4];
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const int t = 4 * half + m / 2 * 2;  // index of the first of this thread's two tokens
-      float y[2] = {acc[8 * half + 2 * m], acc[8 * half + 2 * m + 1]};
-      float2 base = {0.0f, 0.0f};
-      if constexpr (RESIDUAL != MMADAPT_RESIDUAL_NONE) base = unpack<T>(in.words[half][m]);
-      if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) base.x *= weight[m % 2], base.y *= weight[m % 2];
-      if constexpr (!BACKWARD) {
-        if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) base.x *= s.rstd[t], base.y *= s.rstd[t + 1];
-        y[0] = fmaf(y[0], a.scale, base.x);
-        y[1] = fmaf(y[1], a.scale, base.y);
-      } else if constexpr (NORM) {
-        const float2 x = unpack<T>(second.words[half][m]);
-        y[0] = fmaf(-x.x, s.pull[t], y[0]);
-        y[1] = fmaf(-x.y, s.pull[t + 1], y[1]);
-        if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) {
-          y[0] = s.rstd[t] * (y[0] + base.x);
-          y[1] = s.rstd[t + 1] * (y[1] + base.y);
-        } else {
-          y[0] = fmaf(y[0], s.rstd[t], base.x);
-          y[1] = fmaf(y[1], s.rstd[t + 1], base.y);
-        }
+    if constexpr (!S::BACKWARD) {
+      if (a.residual == MMADAPT_RESIDUAL_NORM) base.x *= s.rstd[row], base.y *= s.rstd[row];
+      y.x = fmaf(y.x, a.scale, base.x);
+      y.y = fmaf(y.y, a.scale, base.y);
+    } else if (norm) {
+      const float2 x = unpack<T>(second[i]);
+      y.x = fmaf(-x.x, s.pull[row], y.x);
+      y.y = fmaf(-x.y, s.pull[row], y.y);
+      if (a.residual == MMADAPT_RESIDUAL_NORM) {
+        y.x = s.rstd[row] * (y.x + base.x);
+        y.y = s.rstd[row] * (y.y + base.y);
       } else {
-        y[0] += base.x, y[1] += base.y;
+        y.x = fmaf(y.x, s.rstd[row], base.x);
+        y.y = fmaf(y.y, s.rstd[row], base.y);
       }
-      out[m] = pack<T>(y[0], y[1]);
-    }
-    store_transposed(chunk_address(w, at, half), out);
-  }
-}
-
-template <class T, bool BACKWARD>
-__device__ __forceinline__ void write_chunk(float (&acc)[16], const Chunk &in, const Chunk &second,
-                                            const Arguments &a, const Warpgroup &w, const Routing &r,
-                                            uint32_t tile, int c, const RowScalars &s) {
-  if (r.routed != 0xFFFFFFFFu) {  // tokens without expert are the base, whatever the weights hold
-    const uint32_t routed = r.routed >> (w.lane % 4 * 2);
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      if (!((routed >> (n / 4 * 8 + n % 2)) & 1)) acc[n] = 0.0f;
-    }
-  }
-  const uint32_t at = tile + c * (kRows * 128), weights = w.shared + a.plan.norm + c * 256;
-  const bool norm = BACKWARD && a.norm_weight != nullptr;
-  if (a.residual == MMADAPT_RESIDUAL_NORM) {
-    write_chunk<T, BACKWARD, MMADAPT_RESIDUAL_NORM, BACKWARD>(acc, in, second, a, w, at, weights, s);
-  } else if (a.residual == MMADAPT_RESIDUAL_INPUT) {
-    if (norm) {
-      write_chunk<T, BACKWARD, MMADAPT_RESIDUAL_INPUT, true>(acc, in, second, a, w, at, weights, s);
     } else {
-      write_chunk<T, BACKWARD, MMADAPT_RESIDUAL_INPUT, false>(acc, in, second, a, w, at, weights, s);
+      y.x += base.x, y.y += base.y;
     }
-  } else if (norm) {
-    write_chunk<T, BACKWARD, MMADAPT_RESIDUAL_NONE, true>(acc, in, second, a, w, at, weights, s);
-  } else {
-    write_chunk<T, BACKWARD, MMADAPT_RESIDUAL_NONE, false>(acc, in, second, a, w, at, weights, s);
+    out[i] = pack<T>(y.x, y.y);
   }
 }
 
-// W2 times one slot of the operand, for two chunks of 64 columns. `KEEP`: adds to the sums.
-template <class T, int MP, bool BACKWARD, int KEEP>
-__device__ __forceinline__ void multiply2(float (&even)[16], float (&odd)[16], uint32_t left,
-                                          uint32_t right, uint32_t panel_bytes) {
-  using S = Stage<MP, BACKWARD>;
-  constexpr Layout kLayout = S::kPanelBytes == 128 ? Layout::K128 : Layout::K64;
-#pragma unroll
-  for (int panel = 0; panel < S::kPanels; ++panel) {
-#pragma unroll
-    for (int k = 0; k < S::kPanel / 16; ++k) {
-      if (panel == 0 && k == 0) {
-        wgmma<T, kLayout, kLayout, KEEP>(even, left, right);
-        wgmma<T, kLayout, kLayout, KEEP>(odd, left + (64 * S::kPanelBytes >> 4), right);
-      } else {
-        wgmma<T, kLayout, kLayout, 1>(even, left + 2 * k, right + 2 * k);
-        wgmma<T, kLayout, kLayout, 1>(odd, left + (64 * S::kPanelBytes >> 4) + 2 * k, right + 2 * k);
-      }
-    }
-    left += panel_bytes >> 4;
-    right += kRows * S::kPanelBytes >> 4;
-  }
-}
-
-// D2 [columns, 32 tokens], two chunks of 64 columns at a time, and the result.
-template <class T, int MP, bool BACKWARD>
-__device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup &w, const Routing &r,
-                                       uint32_t tile, int first_row, int slots) {
-  using S = Stage<MP, BACKWARD>;
+// The result, chunk by chunk, each stored as soon as its row group is complete.
+template <class T, class S>
+__device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w, const Routing &r,
+                                       int tile, Ring &input, Ring &weights) {
   const Plan &p = a.plan;
-  Chunk in[2], second[2];  // loaded while the operand travels and while the products run
-  const auto load = [&](int c) {
-    const uint32_t at = tile + c * (kRows * 128);
-    load_chunk(in[0], w, at);
-    load_chunk(in[1], w, at + kRows * 128);
-    if (BACKWARD && a.norm_weight != nullptr) {
-      load_chunk(second[0], w, at + p.tile_bytes / 2);
-      load_chunk(second[1], w, at + p.tile_bytes / 2 + kRows * 128);
-    }
-  };
-  load(0);
-  barrier_wait(w.hidden_barrier, w.parity);
-  fence_async_proxy();
-  RowScalars s;
-  if (a.norm_weight != nullptr) {
+  const bool routed = (S::BACKWARD ? a.experts : a.up_experts) > 1;
+  const Range experts = routed ? r.tile : Range{0, 0};
+  const bool second_input = S::BACKWARD && p.inputs == 2;
+  const RowScalars s = row_scalars(a, w, tile);
+  const bool stores = w.split == 0 && w.thread == 0;
+  const int row = tile * S::kRows + w.group * kGroupRows, first_column = w.block * p.columns;
+  const uint64_t policy = evict_first();
+  uint32_t last_input = 0;
+  for (int turn = 0; turn < p.chunks; ++turn) {
+    const int c = stage2_chunk(p, turn);
+    input.wait_full();
+    float acc[S::kColumns2 / 2];
+    clear(acc);
+    uint32_t in[S::kColumns2 / 16][4], second[S::kColumns2 / 16][4];
+    for (int e = experts.low; e <= experts.high; ++e) {
+      weights.wait_full();
+      if (!routed || r.wants(e)) {
+        const bool mine[2] = {!routed || r.id[0] == e, !routed || r.id[1] == e};
+        multiply2<T>(acc, p, w, mine, weights.data());
+      }
+      if (e == experts.low) {
 #pragma unroll
-    for (int i = 0; i < kRows / 4; ++i) {
-      const int token = i / 2 * 8 + w.lane % 4 * 2 + i % 2;
-      const float sent = load_float(w.row_scalars() + token * 4);
-      s.rstd[i] = sent;
-      if constexpr (BACKWARD) {
-        s.rstd[i] = first_row + token < a.tokens ? __ldg(a.rstd + first_row + token) : 0.0f;
-        s.pull[i] = s.rstd[i] * sent;
+        for (int i = 0; i < S::kColumns2 / 16; ++i) {
+          const uint32_t at = w.block_at(input.data(), w.split * (S::kColumns2 / 8) + 2 * i);
+          load_blocks(in[i], at);
+          if (second_input) load_blocks(second[i], at + p.input_bytes);
+        }
+      }
+      wgmma_wait<0>();
+      release(weights.empty_barrier(), w.lane);
+      weights.advance();
+    }
+    wgmma_pin(acc);
+    if (!r.all) {  // tokens without expert are the base, whatever the weights hold
+#pragma unroll
+      for (int i = 0; i < S::kColumns2 / 2; ++i) {
+        if (r.id[i / 2 % 2] < 0) acc[i] = 0.0f;
       }
     }
-  }
-  const uint32_t panel_bytes = p.columns * S::kPanelBytes;
-  const uint32_t first = w.shared + p.weights2 + (p.experts2 == 1 ? 0 : r.low) * S::kPanels * panel_bytes;
-  for (int c = 0; c < p.chunks; c += 2) {
-    // Where the number of chunks is odd, the last odd one reads past the panel and is not used.
-    float even[16], odd[16];
-    uint32_t left = k_major(first + c * (64 * S::kPanelBytes)), right = k_major(w.hidden);
-    wgmma_fence();
-    multiply2<T, MP, BACKWARD, 0>(even, odd, left, right, panel_bytes);
-    wgmma_commit();
-    for (int slot = 1; slot < slots; ++slot) {
-      left += S::kPanels * panel_bytes >> 4;
-      right += S::kPanels * kRows * S::kPanelBytes >> 4;
-      wgmma_fence();
-      multiply2<T, MP, BACKWARD, 1>(even, odd, left, right, panel_bytes);
-      wgmma_commit();
+#pragma unroll
+    for (int i = 0; i < S::kColumns2 / 16; ++i) {
+      const int column = w.split * S::kColumns2 + 16 * i;
+      uint32_t out[4];
+      combine<T, S>(out, acc + 8 * i, in[i], second[i], a,
+                    w.shared + p.norm + (c * kChunk + column + w.lane % 4 * 2) * 4, s);
+      store_blocks(w.block_at(input.data(), column / 8), out);
     }
-    if (c > 0) load(c);
-    wgmma_wait<0>();
-    wgmma_pin(even);
-    wgmma_pin(odd);
-    write_chunk<T, BACKWARD>(even, in[0], second[0], a, w, r, tile, c, s);
-    if (c + 1 < p.chunks) write_chunk<T, BACKWARD>(odd, in[1], second[1], a, w, r, tile, c + 1, s);
+    fence_async_proxy();
+    named_barrier(1 + w.group, S::SPLIT * 128);
+    if (stores) {
+      tma_store(&a.output, input.data() + w.group * (kGroupRows * 128), first_column + c * kChunk, row,
+                policy);
+      tma_commit();
+      tma_wait_read<1>();
+      if (last_input != 0) barrier_arrive(last_input, 4 * S::SPLIT);
+    }
+    last_input = input.empty_barrier();
+    input.advance();
+  }
+  if (stores) {
+    tma_wait_read<0>();
+    barrier_arrive(last_input, 4 * S::SPLIT);
   }
 }
 

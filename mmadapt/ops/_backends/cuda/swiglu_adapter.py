@@ -1,10 +1,8 @@
-"""`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter_sm90.cu).
+"""`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter/kernel.cuh).
 
 Forward and the gradient of x. The weights' gradients come from what the latter leaves behind, by
 the Triton kernels; so does a backward in which x needs no gradient.
 """
-
-import functools
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ if not hasattr(_C.cuda, "swiglu_adapter_forward"):
     raise ImportError("mmadapt._C was built without sm_90a")
 
 MAX_RANK = 128
+MAX_DIM = 8192
 MULTIPLE = 8
 """dim and rank: rows start at multiples of 16 bytes."""
 
@@ -45,27 +44,17 @@ def unsupported(
         return reason
     if (reason := triton_backend.unsupported(x, gate, down, up, expert, norm_weight)) is not None:
         return reason  # it makes the weights' gradients
-    experts, rank, dim = gate.shape
+    _, rank, dim = gate.shape
     for name, size in (("dim", dim), ("rank", rank)):
         if size % MULTIPLE != 0:
             return f"{name} {size} is not a multiple of {MULTIPLE}"
     if rank > MAX_RANK:
         return f"rank {rank} is larger than {MAX_RANK}"
-    if x.shape[0] >= 2**31 - 64:
+    if x.shape[0] >= 2**31 - 256:
         return f"x has {x.shape[0]} rows, too many"
-    if not _fits(dim, rank, experts, up.shape[0], norm_weight is not None):
-        return (
-            f"the weights of {experts} experts at dim {dim}, rank {rank} do not fit into the "
-            "shared memory of 16 blocks"
-        )
+    if dim > MAX_DIM:
+        return f"dim {dim} is larger than {MAX_DIM}"
     return None
-
-
-@functools.cache
-def _fits(dim: int, rank: int, experts: int, ups: int, norm: bool) -> bool:
-    """Whether forward and backward have a plan: (cluster, ...), cluster 0 where there is none."""
-    plan = _C.cuda.swiglu_adapter_plan
-    return all(plan(dim, rank, experts, ups, norm, backward)[0] > 0 for backward in (False, True))
 
 
 def forward(
@@ -84,9 +73,10 @@ def forward(
     if x.numel() == 0:
         return outputs
     x, gate, down, up, norm_weight = map(_aligned, (x, gate, down, up, norm_weight))
+    packed = _room_for_packed(x, gate, down, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_forward(
-            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
+            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, packed),
             *map(address, outputs),
         )
     return outputs
@@ -116,10 +106,10 @@ def backward(
     dy, x, gate, down, up, norm_weight = map(_aligned, (dy, x, gate, down, up, norm_weight))
     gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
     dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
-    rank = gate.shape[1]
+    rank, packed = gate.shape[1], _room_for_packed(x, gate, down, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_dx(
-            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
+            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, packed),
             *map(address, (dy, zg, zd, rstd, gradients[0], dz, h)),
             dz.shape[-1] // rank, h.shape[-1] // rank,
         )  # fmt: skip
@@ -134,6 +124,15 @@ def _aligned(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
+def _room_for_packed(
+    x: Tensor, gate: Tensor, down: Tensor, up: Tensor, norm_weight: Tensor | None
+) -> Tensor | None:
+    """Memory for the weights as the products want them, where they are not so already."""
+    if gate.dtype == x.dtype and norm_weight is None:
+        return None
+    return x.new_empty(gate.numel() + down.numel() + up.numel())
+
+
 def _problem(
     x: Tensor,
     gate: Tensor,
@@ -144,12 +143,16 @@ def _problem(
     eps: float,
     residual: str,
     scale: float,
+    packed: Tensor | None,
+    cluster: int = 0,
+    rows: int = 0,
 ) -> tuple[int | float, ...]:
     """What forward and backward share, in the order of mmadapt_swiglu_adapter_sm90."""
     experts, rank, dim = gate.shape
     norm_dtype = x.dtype if norm_weight is None else norm_weight.dtype
     return (
         x.shape[0], dim, rank, experts, up.shape[0],
-        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], RESIDUALS[residual], scale, eps, 0,
-        *map(address, (x, gate, down, up, expert, norm_weight)), stream(x),
+        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], RESIDUALS[residual], scale, eps,
+        cluster, rows,
+        *map(address, (x, gate, down, up, expert, norm_weight, packed)), stream(x),
     )  # fmt: skip

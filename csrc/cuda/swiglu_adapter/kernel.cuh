@@ -1,0 +1,180 @@
+// SwiGLU adapter on Hopper: forward, and the gradient of x.
+//
+//   forward   z = rstd (x [gate; down]^T), h = silu(z_gate) z_down, y = base + scale (h up^T)
+//   backward  dh = scale (dy up), dz from dh and the saved z, dx = base's + dz [gate; down]
+//
+// Both are two skinny products around a few operations on the rank, so one kernel does both. A cluster of C
+// blocks owns a tile of 64 to 256 rows; each block has d/C of its columns, which pass through a ring of
+// chunks of 64 columns. The weights of those columns pass through a second ring: each block reads 1/C of
+// them a tile, which is what keeps the traffic between L2 and the SMs near that of a copy.
+//
+//   x (dy) --TMA--> ring --wgmma--> sums of all chunks, in registers                     stage 1
+//   weights --TMA--> ring --^             | st.async through the cluster
+//                                         v
+//                    owner of 8 ranks: adds C parts, activation, saves z                 exchange
+//                                         | st.async to all C blocks
+//                                         v
+//   x (dy) still in the ring, or again from L2 --> x + h W --in place--> TMA --> y (dx)  stage 2
+//   weights --TMA--> ring --wgmma--^
+//
+// Four warpgroups compute, on 64 rows each or sharing them; two warps load. Stage 2 begins with the chunks that
+// are still in shared memory and goes on backwards, so that L2 still holds what is read again. While a tile
+// is in stage 2 the ring fills with the next.
+//
+// The sums over C and over d have a fixed order: reruns are bit-equal.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "../launch.cuh"
+#include "exchange.cuh"
+#include "load.cuh"
+
+namespace mmadapt::swiglu {
+
+__device__ __forceinline__ void init_barriers(const Plan &p, uint32_t shared) {
+  const uint32_t first = shared + p.barriers;
+  for (int i = 0; i < kMaxStages; ++i) {
+    barrier_init(first + 8 * i, 1);                                      // chunk full
+    barrier_init(first + 8 * (kMaxStages + i), kWarpgroups * 4);         // empty: every warp
+    barrier_init(first + 8 * (2 * kMaxStages + i), 1);                   // weights full
+    barrier_init(first + 8 * (3 * kMaxStages + i), kWarpgroups * 4);     // empty
+  }
+  for (int i = 0; i < 2 * kWarpgroups; ++i) barrier_init(first + 8 * (4 * kMaxStages + i), 1);
+  barrier_init_fence();
+  fence_async_proxy();
+}
+
+// The norm's weight of this block's columns as fp32.
+template <class T>
+__device__ __forceinline__ void load_norm(const Arguments &a, uint32_t shared) {
+  const Plan &p = a.plan;
+  const int first = static_cast<int>(cluster_block()) * p.columns;
+  for (int c = threadIdx.x; c < p.columns; c += kWarpgroups * 128) {
+    float weight = 0.0f;
+    if (first + c < a.dim) {
+      weight = a.norm_is_fp32 ? __ldg(static_cast<const float *>(a.norm_weight) + first + c)
+                              : widen(__ldg(static_cast<const T *>(a.norm_weight) + first + c));
+    }
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared + p.norm + c * 4), "f"(weight) : "memory");
+  }
+}
+
+template <class T, class S>
+__device__ __forceinline__ void compute(const Arguments &a, uint32_t shared, const Tiles &tiles) {
+  if (a.norm_weight != nullptr) {
+    load_norm<T>(a, shared);
+    named_barrier(8, kWarpgroups * 128);
+  }
+  Warpgroup<S> w = make_warpgroup<S>(shared);
+  expect_first(a, w);
+  Ring input = input_ring(a.plan, shared), weights = weight_ring(a.plan, shared, S::kGateDownBytes);
+  for (int n = 0; n < tiles.count; ++n) {
+    const int tile = tiles.index(n);
+    const Routing r = route(a, w, tile);
+    {
+      float sums[S::kSums][S::kHeld / 2], row_sums[2];
+      stage1<T>(sums, row_sums, a, w, r, input, weights);
+      if (n == 0) cluster_wait();  // every block's barriers are there
+      exchange<T>(sums, row_sums, a, w, r, tile);
+    }
+    stage2<T>(a, w, r, tile, input, weights);
+  }
+  if (tiles.count == 0) cluster_wait();
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads, 1) adapter_kernel(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t shared = local(memory);
+  const Tiles tiles = my_tiles(a);
+  const int warp = uniform(threadIdx.x / 32);
+  if (threadIdx.x == 0) init_barriers(a.plan, shared);
+  __syncthreads();
+  cluster_arrive();
+  if (warp < kWarpgroups * 4) {
+    more_registers<kComputeRegisters>();
+    compute<T, S>(a, shared, tiles);
+  } else {
+    fewer_registers<kLoadRegisters>();
+    if (warp == kWarpgroups * 4) {
+      if (threadIdx.x % 32 == 0) load_inputs(a, shared, tiles);
+    } else if (warp == kWarpgroups * 4 + 1) {
+      load_weights<S>(a, shared, tiles);
+    }
+    __syncwarp();
+    cluster_wait();
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // no block leaves while another may still write into its shared memory
+}
+
+using Kernel = void (*)(Arguments);
+constexpr char kName[] = "swiglu_adapter_kernel";
+
+// How many clusters run at once. Kept by device and launch shape, since asking takes longer than a launch.
+inline cudaError_t resident_clusters(Kernel kernel, const Plan &plan, int *count) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Kernel, int, uint32_t>, int> known;
+  int device;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const auto key = std::make_tuple(device, kernel, plan.cluster, plan.bytes);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) {
+    *count = found->second;
+    return cudaSuccess;
+  }
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedLimit);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = plan.cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(plan.cluster);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = plan.bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  error = cudaOccupancyMaxActiveClusters(count, kernel, &config);
+  if (error != cudaSuccess) return error;
+  if (*count < 1) return cudaErrorLaunchOutOfResources;
+  known[key] = *count;
+  return cudaSuccess;
+}
+
+// The launch that seems fastest: its kernel, plan and clusters.
+struct Choice {
+  Kernel kernel = nullptr;
+  Plan plan = {};
+  int clusters = 0;
+  int64_t cost = INT64_MAX;
+};
+
+// Time of a tile is about that of its rows and of kFixedRows more (filling the ring, exchange).
+constexpr int kFixedRows = 32;
+
+template <class T, class S>
+cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
+  if (rows != 0 && rows != S::kRows) return cudaSuccess;
+  const bool norm = a.norm_weight != nullptr;
+  const Plan plan = make_plan<S>(a.dim, cluster, S::BACKWARD && norm ? 2 : 1, norm);
+  if (plan.rows == 0) return cudaSuccess;
+  const Kernel kernel = &adapter_kernel<T, S>;
+  int clusters = 0;
+  const cudaError_t error = resident_clusters(kernel, plan, &clusters);
+  if (error != cudaSuccess) return error;
+  const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
+  const int64_t cost = (tiles + clusters - 1) / clusters * (plan.rows + kFixedRows);
+  if (cost < best.cost) best = {kernel, plan, static_cast<int>(tiles < clusters ? tiles : clusters), cost};
+  return cudaSuccess;
+}
+
+}  // namespace mmadapt::swiglu

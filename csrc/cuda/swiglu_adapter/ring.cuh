@@ -1,0 +1,87 @@
+// Rings of stages in shared memory, filled by TMA; and who needs which expert's weights.
+#pragma once
+
+#include "../hopper/barrier.cuh"
+#include "arguments.h"
+
+namespace mmadapt::swiglu {
+
+using namespace mmadapt::hopper;
+
+// The same value in every lane, and known to the compiler as such: wgmma under a branch that might
+// diverge is serialised.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
+
+// One end of a ring: the stage in turn. `full` completes when a stage has been filled, `empty` when
+// everybody has released it.
+struct Ring {
+  uint32_t first, bytes, full, empty;  // addresses of stage 0 and of its barriers
+  int stages, stage;
+  uint32_t parity;
+
+  __device__ __forceinline__ uint32_t data() const { return first + stage * bytes; }
+  __device__ __forceinline__ uint32_t full_barrier() const { return full + 8 * stage; }
+  __device__ __forceinline__ uint32_t empty_barrier() const { return empty + 8 * stage; }
+  __device__ __forceinline__ void wait_full() const { barrier_wait(full_barrier(), parity); }
+  // The first round finds every stage empty.
+  __device__ __forceinline__ void wait_empty() const { barrier_wait(empty_barrier(), parity ^ 1); }
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+};
+
+__device__ __forceinline__ Ring input_ring(const Plan &p, uint32_t shared) {
+  const uint32_t barriers = shared + p.barriers;
+  return {shared, p.stage_bytes, barriers, barriers + 8 * kMaxStages, p.stages, 0, 0};
+}
+__device__ __forceinline__ Ring weight_ring(const Plan &p, uint32_t shared, uint32_t bytes) {
+  const uint32_t barriers = shared + p.barriers + 16 * kMaxStages;
+  return {shared + p.weights, bytes, barriers, barriers + 8 * kMaxStages, p.weight_stages, 0, 0};
+}
+
+// The tiles of this cluster: every `step`-th.
+struct Tiles {
+  int first, step, count;
+  __device__ __forceinline__ int index(int n) const { return first + n * step; }
+};
+
+__device__ __forceinline__ Tiles my_tiles(const Arguments &a) {
+  const int all = static_cast<int>((a.tokens + a.plan.rows - 1) / a.plan.rows);
+  const int cluster = blockIdx.x / a.plan.cluster, clusters = gridDim.x / a.plan.cluster;
+  return {cluster, clusters, cluster < all ? (all - cluster + clusters - 1) / clusters : 0};
+}
+
+// A tile's chunks of columns stay in the ring from stage 1 to stage 2 as far as they fit: the last `kept`.
+// Stage 2 takes those first and then the others backwards, most recently used first.
+__device__ __forceinline__ int kept_chunks(const Plan &p) { return min(p.chunks, p.stages); }
+__device__ __forceinline__ int stage2_chunk(const Plan &p, int turn) {
+  const int kept = kept_chunks(p);
+  return turn < kept ? p.chunks - kept + turn : p.chunks - 1 - turn;
+}
+
+// Least and greatest expert among rows [first, first + 32 * words), -1 left out; 0 and 0 if there is none.
+struct Range {
+  int low, high;
+};
+
+__device__ __forceinline__ Range experts_of(const Arguments &a, int64_t first, int words) {
+  Range r = {a.experts, -1};
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < words; ++i) {
+    const int64_t row = first + i * 32 + lane;
+    const int id = row < a.tokens ? __ldg(a.expert + row) : -1;
+    if (id >= 0 && id < a.experts) r.low = min(r.low, id), r.high = max(r.high, id);
+  }
+  r.low = __reduce_min_sync(0xFFFFFFFFu, r.low);
+  r.high = __reduce_max_sync(0xFFFFFFFFu, r.high);
+  if (r.high < 0) r = {0, 0};
+  return {uniform(r.low), uniform(r.high)};
+}
+
+// What the tile's weights are loaded for. All warps of all blocks of the cluster find the same.
+__device__ __forceinline__ Range tile_experts(const Arguments &a, int tile) {
+  if (a.expert == nullptr) return {0, 0};
+  return experts_of(a, int64_t(tile) * a.plan.rows, a.plan.rows / 32);
+}
+
+}  // namespace mmadapt::swiglu
