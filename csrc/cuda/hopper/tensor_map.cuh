@@ -35,4 +35,25 @@ inline cudaError_t row_tiles(CUtensorMap *map, const void *matrix, int64_t total
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// The same with `columns` 64 or 32: rows of a tile are 2 * columns bytes long, and swizzled as wide.
+inline cudaError_t swizzled_tiles(CUtensorMap *map, const void *matrix, int64_t total_rows,
+                                  int64_t total_columns, int columns, int rows) {
+  if (columns == 64) return row_tiles(map, matrix, total_rows, total_columns, columns, rows);
+  static TensorMapEncode encode = nullptr;
+  static const cudaError_t found = driver_function("cuTensorMapEncodeTiled", 12000, &encode);
+  if (found != cudaSuccess) return found;
+  int device;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
+  const cuuint64_t sizes[2] = {cuuint64_t(total_columns), cuuint64_t(total_rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(total_columns) * 2};
+  const cuuint32_t box[2] = {cuuint32_t(columns), cuuint32_t(rows)}, steps[2] = {1, 1};
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void *>(matrix), sizes, strides, box,
+             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 }  // namespace mmadapt
