@@ -12,9 +12,6 @@
 
 namespace mmadapt::hopper {
 
-// A box: `rows` rows of `row_bytes` (128 or 64).
-constexpr uint32_t box_bytes(int rows, int row_bytes) { return uint32_t(rows) * row_bytes; }
-
 // The low word of a descriptor; adding bytes >> 4 to it walks along.
 __device__ __forceinline__ uint32_t row_major(uint32_t address, uint32_t bytes_between_boxes) {
   return ((address & 0x3FFFF) >> 4) | (bytes_between_boxes >> 4) << 16;

@@ -6,6 +6,7 @@
 #include "arguments.h"
 
 namespace mmadapt::swiglu_weights {
+namespace {
 
 constexpr int kSumThreads = 256;
 constexpr int kSumWidth = 4;  // floats a thread
@@ -87,4 +88,5 @@ __global__ void __launch_bounds__(32 * kNormWarps)
   }
 }
 
+}  // namespace
 }  // namespace mmadapt::swiglu_weights
