@@ -5,6 +5,7 @@
 #include "mmadapt/masked_rows.h"
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
+#include "mmadapt/swiglu_weights_cuda.h"
 
 namespace py = pybind11;
 
@@ -107,6 +108,31 @@ void register_cuda(py::module_ &parent) {
          field("dhidden", &ProjectedBackward::dhidden),
          field("dweight", &ProjectedBackward::dweight),
          field("stream", &ProjectedBackward::stream));
+
+#ifdef MMADAPT_HAVE_SM90
+  using Weights = mmadapt_swiglu_weights_sm90;
+  define(m, "swiglu_adapter_weights", &mmadapt_swiglu_weights_cuda,  //
+         field("tokens", &Weights::tokens), field("dim", &Weights::dim),
+         field("rank", &Weights::rank), field("dz_experts", &Weights::dz_experts),
+         field("h_experts", &Weights::h_experts), field("dtype", &Weights::dtype),
+         field("weight_dtype", &Weights::weight_dtype), field("norm_dtype", &Weights::norm_dtype),
+         field("splits", &Weights::splits), field("stages", &Weights::stages),
+         field("variant", &Weights::variant), field("x", &Weights::x), field("dy", &Weights::dy),
+         field("dz", &Weights::dz), field("h", &Weights::h), field("expert", &Weights::expert),
+         field("norm_weight", &Weights::norm_weight), field("gate", &Weights::gate),
+         field("down", &Weights::down), field("sums", &Weights::sums),
+         field("count_sums", &Weights::count_sums), field("parts", &Weights::parts),
+         field("dgate", &Weights::dgate), field("ddown", &Weights::ddown),
+         field("dup", &Weights::dup), field("dnorm", &Weights::dnorm),
+         field("stream", &Weights::stream));
+  m.def(
+      "swiglu_adapter_weights_plan",
+      [](int64_t tokens, int dim, int dz_columns, int h_columns, int splits) {
+        const auto p = mmadapt_swiglu_weights_plan_sm90(tokens, dim, dz_columns, h_columns, splits);
+        return py::make_tuple(p.width, p.pair_blocks, p.up_blocks, p.splits, p.parts);
+      },
+      "(width, blocks over the columns of x, of dy, splits, floats of parts); width 0: unsupported.");
+#endif
 }
 
 }  // namespace mmadapt

@@ -239,14 +239,15 @@ def launch_gate_down(
             NEED_GATE=dgate.numel() > 0, NEED_DOWN=ddown.numel() > 0,
         )  # fmt: skip
     if norm is not None and dnorm.numel():
-        sums = _column_sums(norm[2], x, norm[1]) if base_is_norm else part
+        sums = column_sums(norm[2], x, norm[1]) if base_is_norm else part
         norm_weight_kernel[(triton.cdiv(dim, bd),)](
             part, sums, gate, down, dnorm, splits, sums.shape[0] if base_is_norm else 0,
             **shape, BD=bd,
         )  # fmt: skip
 
 
-def _column_sums(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+def column_sums(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+    """Sums over tokens of dy x rstd ``[splits, d]``, still to be added over the splits."""
     tokens, dim = x.shape
     splits, length = _splits(tokens, triton.cdiv(dim, 128), {"programs": 1024, "BT": 32})
     sums = x.new_empty(splits, dim, dtype=torch.float32)

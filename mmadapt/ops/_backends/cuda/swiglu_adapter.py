@@ -1,13 +1,15 @@
 """`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter/kernel.cuh).
 
-Forward and the gradient of x. The weights' gradients come from what the latter leaves behind, by
-the Triton kernels; so does a backward in which x needs no gradient.
+Forward and the gradient of x. The weights' gradients come from what the latter leaves behind:
+`_swiglu_weights`, or the Triton kernels where that cannot serve. A backward in which x needs no
+gradient is Triton's.
 """
 
 import torch
 from torch import Tensor
 
 from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outputs
+from mmadapt.ops._backends.cuda import _swiglu_weights as cuda_weights
 from mmadapt.ops._backends.cuda._launch import (
     DTYPES,
     address,
@@ -113,10 +115,34 @@ def backward(
             *map(address, (dy, zg, zd, rstd, gradients[0], dz, h)),
             dz.shape[-1] // rank, h.shape[-1] // rank,
         )  # fmt: skip
-        triton_backend.weight_gradients(
+        _weight_gradients(
             dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
         )
     return gradients
+
+
+def _weight_gradients(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    down: Tensor,
+    expert: Tensor | None,
+    norm_weight: Tensor | None,
+    rstd: Tensor,
+    residual: str,
+    dz: Tensor,
+    h: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    needs: tuple[bool, ...],
+) -> None:
+    """By the CUDA kernel, or by Triton's where that gives a reason why not: many experts, whose
+    columns do not fit side by side."""
+    (experts, rank, _), ups = gate.shape, gradients[3].shape[0] if needs[3] else 1
+    operands = (dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients)
+    if cuda_weights.unsupported(experts, ups, rank, dz, h) is None:
+        cuda_weights.weight_gradients(*operands)
+    else:
+        triton_backend.weight_gradients(*operands, needs)
 
 
 def _aligned(tensor: Tensor | None) -> Tensor | None:
