@@ -30,6 +30,23 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Arrivals by predicate instead of branch, so that what follows stays convergent; the second takes an
+// address from remote().
+__device__ __forceinline__ void barrier_arrive_if(bool condition, uint32_t barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+      "@p mbarrier.arrive.shared::cta.b64 _, [%1];\n}\n" ::"r"(int(condition)),
+      "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void barrier_arrive_remote_if(bool condition, uint32_t barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+      "@p mbarrier.arrive.shared::cluster.b64 _, [%1];\n}\n" ::"r"(int(condition)),
+      "r"(barrier)
+      : "memory");
+}
+
 // One arrival that also announces `bytes` of asynchronous stores; they may have landed before.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
