@@ -109,6 +109,9 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const Barriers<CO
                                            uint32_t shared, const Tiles &tiles) {
   Ring<stages(COLUMNS)> ring;
   bool waited = false;
+  hopper::tma_prefetch(&a.segments[0].left);
+  hopper::tma_prefetch(&a.segments[0].right);
+  hopper::tma_prefetch(&a.y);
   for (int index = tiles.index; index < tiles.end; index += tiles.step) {
     const Origin at = origin<COLUMNS>(a, tiles, index);
     const int segments = a.count + (a.rank_chunks > 0);
