@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 
+#include "mmadapt/cp_linear_cuda.h"
 #include "mmadapt/masked_rows.h"
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
@@ -44,6 +45,46 @@ void define_adapters(py::module_ &m) {
                  field("dx", &Dx::dx), field("dz", &Dx::dz), field("h", &Dx::h),
                  field("dz_experts", &Dx::dz_experts), field("h_experts", &Dx::h_experts));
 }
+
+void define_cp_linears(py::module_ &m) {
+  static_assert(MMADAPT_CP_LINEAR_MAX_GROUP == 8, "the names below");
+  m.attr("CP_LINEAR_MAX_GROUP") = MMADAPT_CP_LINEAR_MAX_GROUP;
+  using Project = mmadapt_cp_linear_project_sm90;
+  const auto mode = &Project::mode;
+  define(m, "cp_linear_project", &mmadapt_cp_linear_project_cuda, field("tokens", &Project::tokens),
+         field("dim", &Project::dim), field("rank", &Project::rank), field("count", &Project::count),
+         field("dtype", &Project::dtype), field("dense", &Project::dense),
+         field("wide", &Project::wide), field("dropout", &Project::dropout),
+         field("threshold", &Project::threshold), field("kept", &Project::kept),
+         field("scale", &Project::scale), field("split", &Project::split), field("x", &Project::x),
+         field("factor_in", &Project::factor_in), element("mode0", mode, 0), element("mode1", mode, 1),
+         element("mode2", mode, 2), element("mode3", mode, 3), element("mode4", mode, 4),
+         element("mode5", mode, 5), element("mode6", mode, 6), element("mode7", mode, 7),
+         field("seeds", &Project::seeds), field("z", &Project::z), field("core", &Project::core),
+         field("stream", &Project::stream));
+  using Gemm = mmadapt_cp_linear_gemm_sm90;
+  const auto left = &Gemm::left, right = &Gemm::right;
+  define(m, "cp_linear_gemm", &mmadapt_cp_linear_gemm_cuda, field("tokens", &Gemm::tokens),
+         field("inner", &Gemm::inner), field("columns", &Gemm::columns), field("rank", &Gemm::rank),
+         field("core_columns", &Gemm::core_columns), field("count", &Gemm::count),
+         field("dtype", &Gemm::dtype), field("bias_dtype", &Gemm::bias_dtype),
+         field("transposed", &Gemm::transposed), field("tile", &Gemm::tile),
+         field("cluster", &Gemm::cluster), field("group", &Gemm::group),
+         field("overlap", &Gemm::overlap), element("left0", left, 0), element("left1", left, 1),
+         element("left2", left, 2), element("left3", left, 3), element("left4", left, 4),
+         element("left5", left, 5), element("left6", left, 6), element("left7", left, 7),
+         element("right0", right, 0), element("right1", right, 1), element("right2", right, 2),
+         element("right3", right, 3), element("right4", right, 4), element("right5", right, 5),
+         element("right6", right, 6), element("right7", right, 7), field("core", &Gemm::core),
+         field("factor", &Gemm::factor), field("bias", &Gemm::bias), field("y", &Gemm::y),
+         field("stream", &Gemm::stream));
+  using Pack = mmadapt_cp_linear_pack_sm90;
+  define(m, "cp_linear_pack", &mmadapt_cp_linear_pack_cuda, field("first_size", &Pack::first_size),
+         field("second_size", &Pack::second_size), field("dtype", &Pack::dtype),
+         field("first", &Pack::first), field("second", &Pack::second),
+         field("first_out", &Pack::first_out), field("second_out", &Pack::second_out),
+         field("stream", &Pack::stream));
+}
 #endif
 
 }  // namespace
@@ -53,6 +94,7 @@ void register_cuda(py::module_ &parent) {
 
 #ifdef MMADAPT_HAVE_SM90
   define_adapters(m);
+  define_cp_linears(m);
 #endif
 
   using MaskedRows = mmadapt_masked_rows;

@@ -109,4 +109,19 @@ void define(pybind11::module_ &m, const char *name,
       pybind11::arg(fields.name)...);
 }
 
+// One element of a member that is an array.
+template <class Problem, class Member, size_t N>
+struct ElementField {
+  using Type = Member;
+  const char *name;
+  Member (Problem::*member)[N];
+  size_t index;
+  Member &of(Problem &problem) const { return (problem.*member)[index]; }
+};
+
+template <class Problem, class Member, size_t N>
+ElementField<Problem, Member, N> element(const char *name, Member (Problem::*member)[N], size_t index) {
+  return {name, member, index};
+}
+
 }  // namespace mmadapt

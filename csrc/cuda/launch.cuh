@@ -33,6 +33,8 @@ struct Launch {
   // cluster instructions are illegal.
   unsigned cluster = 0;
   bool told = false;  // the kernel has its limit of shared memory already
+  // May start before the kernel in front of it ends, if that one allows it, and waits for it itself.
+  bool overlap = false;
 };
 
 // The error of an earlier call that nobody has asked for yet, as the status of a launch that did not take
@@ -62,7 +64,7 @@ mmadapt_cuda_status launch(const Launch &how, void (*kernel)(Parameters...),
                                  static_cast<int>(how.shared));
   }
   if (error == cudaSuccess) {
-    cudaLaunchAttribute attributes[1];
+    cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = {};
     config.gridDim = how.blocks;
     config.blockDim = how.threads;
@@ -74,6 +76,10 @@ mmadapt_cuda_status launch(const Launch &how, void (*kernel)(Parameters...),
       attributes[0].val.clusterDim.x = how.cluster;
       attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
       config.numAttrs = 1;
+    }
+    if (how.overlap) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
     error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   }

@@ -11,14 +11,13 @@ import triton
 
 from mmadapt.kernels.cp_linear import reference
 from mmadapt.kernels.cp_linear.triton_project import cores
-from mmadapt.ops import cp_linear_group
 from mmadapt.ops._backends.triton import cp_linear as backend
 from mmadapt.ops._backends.triton._configs import override
+from tests.ops.cp_linear_cases import DEVICE, Case
 
 pytestmark = pytest.mark.usefixtures("poison_new_buffers")
 
 ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
 TILE = {"bm": 32, "bn": 32, "bk": 16, "group": 2, "warps": 4, "stages": 2}
 if ON_GPU:
     TILE |= {"bm": 64, "bn": 64, "bk": 32}
@@ -50,79 +49,6 @@ PATHS = {
 }
 
 
-class Case:
-    """Operands of a group; `dims` are d_in, d_out and R."""
-
-    def __init__(
-        self, tokens=33, dims=(40, 48, 12), count=1, dense=(False,), dtype=torch.float32,
-        parameter_dtype=None, bias=True,
-    ):  # fmt: skip
-        dim_in, dim_out, rank = dims
-        kind = {"dtype": dtype, "device": DEVICE}
-        self.parameter_dtype = parameter_dtype or dtype
-        self.count, self.tokens, self.rank = count, tokens, rank
-        self.x = torch.randn(tokens, dim_in, device=DEVICE).to(dtype)
-        self.weights = [self.draw(dim_out, dim_in).to(dtype) for _ in range(count)]
-        self.biases = [self.draw(dim_out) if bias and k != 1 else None for k in range(count)]
-        self.factor_in, self.factor_out = self.draw(rank, dim_in), self.draw(dim_out, rank)
-        shapes = [(rank, rank) if dense[k % len(dense)] else (rank,) for k in range(count)]
-        self.modes = [self.draw(*shape) for shape in shapes]
-        self.dys = [torch.randn(tokens, dim_out, device=DEVICE).to(**kind) for _ in range(count)]
-
-    def draw(self, *shape):
-        return (torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5).to(self.parameter_dtype)
-
-    def run(self, backend, needs=None, dtype=None, **settings):
-        """Outputs and gradients of ``x, factor_in, factor_out, *modes, *biases``; None if frozen.
-
-        `backend`: a name, or None for the formula, in the dtype of x or all in `dtype`.
-        """
-        leaves = [self.x, self.factor_in, self.factor_out, *self.modes, *self.biases]
-        present = [t is not None for t in leaves]
-        needs = [True] * len(leaves) if needs is None else needs
-        leaves = [
-            None if t is None else t.detach().to(dtype or t.dtype).requires_grad_(n)
-            for t, n in zip(leaves, needs, strict=True)
-        ]
-        x, factor_in, factor_out, *rest = leaves
-        modes, biases = rest[: self.count], rest[self.count :]
-        weights = [w.to(dtype or w.dtype) for w in self.weights]
-        torch.manual_seed(5)
-        if backend is None:
-            ys = self.formula(x, weights, biases, factor_in, factor_out, modes, **settings)
-        else:
-            ys = cp_linear_group(
-                x, weights, biases, factor_in, factor_out, modes, backend=backend, **settings
-            )
-        wanted = [t for t, n, p in zip(leaves, needs, present, strict=True) if n and p]
-        dys = [dy.to(y.dtype) for dy, y in zip(self.dys, ys, strict=True)]
-        grads = torch.autograd.grad(ys, wanted, dys) if wanted else ()
-        return [*(y.detach() for y in ys), *grads]
-
-    def formula(self, x, weights, biases, factor_in, factor_out, modes, dropout=0.0, **settings):
-        seeds = torch.randint(2**62, (self.count,), device=DEVICE) if dropout else [None] * 9
-
-        def cast(tensor):
-            return None if tensor is None else tensor.to(x.dtype)
-
-        return [
-            reference.cp_linear(
-                x, w, cast(b), cast(factor_in), cast(factor_out), cast(m), dropout=dropout,
-                keep=reference.keep_mask(s, self.tokens, self.rank, dropout) if dropout else None,
-                **settings,
-            )
-            for w, b, m, s in zip(weights, biases, modes, seeds, strict=False)
-        ]  # fmt: skip
-
-    def check(self, rule, **settings):
-        """Outputs and every gradient obey the error rule."""
-        ours = self.run("triton", **settings)
-        eager = self.run(None, **settings)
-        exact = self.run(None, dtype=torch.float64, **settings)
-        for a, e, x in zip(ours, eager, exact, strict=True):
-            rule(a, e, x, largest=self.tokens > 1)
-
-
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_path_obeys_the_error_rule(assert_as_good_as_eager, name, dtype):
@@ -130,7 +56,9 @@ def test_every_path_obeys_the_error_rule(assert_as_good_as_eager, name, dtype):
         pytest.skip("the interpreter of older releases cannot loop to a runtime bound")
     torch.manual_seed(1)
     with override(PATHS[name]):
-        Case(tokens=50, dims=(40, 48, 12), dtype=dtype).check(assert_as_good_as_eager, scale=0.7)
+        Case(tokens=50, dims=(40, 48, 12), dtype=dtype).check(
+            assert_as_good_as_eager, "triton", scale=0.7
+        )
 
 
 @pytest.mark.parametrize("tokens", [1, 33, 130])
@@ -149,7 +77,7 @@ def test_error_rule(assert_as_good_as_eager, tokens, count, dtype, parameter_dty
         pytest.skip("a single row is the luck of eager's roundings")
     dense = (False, True, True) if tokens != 33 else (True, False)
     case = Case(tokens, (40, 24, 20), count, dense, dtype, parameter_dtype)
-    case.check(assert_as_good_as_eager, scale=0.7)
+    case.check(assert_as_good_as_eager, "triton", scale=0.7)
 
 
 @pytest.mark.parametrize("dims", [(7, 5, 1), (33, 17, 3), (66, 35, 40)])
@@ -193,7 +121,9 @@ def test_dropout_masks_are_those_of_the_formula_bit_for_bit(dropout):
 def test_splits_of_the_projection(assert_as_good_as_eager, split):
     tile = {"bm": 16, "bk": 16, "split": split}
     with override({"cp_linear.project": tile, "cp_linear.core_gradient": tile}):
-        Case(21, (120, 100, 12), 2, (True, False)).check(assert_as_good_as_eager, scale=0.7)
+        Case(21, (120, 100, 12), 2, (True, False)).check(
+            assert_as_good_as_eager, "triton", scale=0.7
+        )
 
 
 def test_no_tokens():
@@ -221,7 +151,7 @@ def test_frozen_parts_launch_nothing(monkeypatch):
     ):
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, name=name, **__: launched.append(name))
-    monkeypatch.setattr(backend, "_accumulated", lambda *_: launched.append("dx"))
+    monkeypatch.setattr(backend, "accumulate", lambda *_: launched.append("dx"))
     case = Case(20, (24, 16, 4))
     args = ([case.x], case.weights, case.biases, case.factor_in, case.factor_out, case.modes)
     z = torch.zeros(20, 4, device=DEVICE)
@@ -295,8 +225,8 @@ def test_larger_shapes_on_a_gpu(assert_as_good_as_eager, forced, count, dense, d
         forced["cp_linear.path_backward"] = {"path": min(number, 1)}
     with override(forced):
         case = Case(2177, dims, count, (dense,), torch.bfloat16, torch.float32)
-        case.check(assert_as_good_as_eager, scale=0.7)
-        case.check(assert_as_good_as_eager, dropout=0.3, dropout_at="before")
+        case.check(assert_as_good_as_eager, "triton", scale=0.7)
+        case.check(assert_as_good_as_eager, "triton", dropout=0.3, dropout_at="before")
 
 
 @gpu
@@ -312,7 +242,7 @@ def test_all_settings_worth_trying_on_a_gpu(assert_as_good_as_eager, name):
             continue
         paths = {"cp_linear.path": {"path": number}, "cp_linear.path_backward": {"path": 1}}
         with override({**paths, name: config}):
-            case.check(assert_as_good_as_eager, scale=0.7)
+            case.check(assert_as_good_as_eager, "triton", scale=0.7)
 
 
 @gpu

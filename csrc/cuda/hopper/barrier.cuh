@@ -40,6 +40,23 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t arriva
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
+// Arrivals by predicate instead of branch, so that what follows stays convergent; the second takes an
+// address from remote().
+__device__ __forceinline__ void barrier_arrive_if(bool condition, uint32_t barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+      "@p mbarrier.arrive.shared::cta.b64 _, [%1];\n}\n" ::"r"(int(condition)),
+      "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void barrier_arrive_remote_if(bool condition, uint32_t barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+      "@p mbarrier.arrive.shared::cluster.b64 _, [%1];\n}\n" ::"r"(int(condition)),
+      "r"(barrier)
+      : "memory");
+}
+
 // One arrival that also announces `bytes` of asynchronous stores; they may have landed before.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -64,16 +81,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // Ordinary accesses to shared memory before, TMA or wgmma on the same memory after.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Registers of this warpgroup's threads from here on: gives some back, or waits until they are there.
-template <int N>
-__device__ __forceinline__ void fewer_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N>
-__device__ __forceinline__ void more_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 // A barrier of some warps of the block; `id` 1..15.

@@ -54,6 +54,24 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, ui
       : "memory");
 }
 
+// The same into the same place of every block of the cluster whose bit is set in `blocks`; completes its
+// bytes on the barrier that each has at the address of `barrier`.
+__device__ __forceinline__ void tma_load_multicast(uint32_t to, const CUtensorMap *map,
+                                                   uint32_t barrier, uint16_t blocks, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
+      : "memory");
+}
+
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, uint32_t from, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
+          reinterpret_cast<uint64_t>(map)),
+      "r"(from), "r"(c0), "r"(c1)
+      : "memory");
+}
 __device__ __forceinline__ void tma_store(const CUtensorMap *map, uint32_t from, int c0, int c1,
                                           uint64_t policy) {
   asm volatile(

@@ -30,6 +30,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "../hopper/roles.cuh"
 #include "../launch.cuh"
 #include "exchange.cuh"
 #include "load.cuh"

@@ -25,6 +25,7 @@ _REGISTRY: dict[str, dict[str, str]] = {
         "reference": f"{_REFERENCE}.swiglu_adapter",
     },
     "cp_linear": {
+        "cuda": f"{_CUDA}.cp_linear",
         "triton": f"{_TRITON}.cp_linear",
         "reference": f"{_REFERENCE}.cp_linear",
     },

@@ -15,7 +15,15 @@ from torch import Tensor
 from mmadapt._extension import load_extension
 from mmadapt.kernels.common.device import on_device
 
-__all__ = ["DTYPES", "address", "extension", "on_device", "stream", "unsupported_device"]
+__all__ = [
+    "DTYPES",
+    "address",
+    "aligned",
+    "extension",
+    "on_device",
+    "stream",
+    "unsupported_device",
+]
 
 # As mmadapt_dtype in csrc/include/mmadapt/status.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -41,6 +49,11 @@ def extension() -> ModuleType:
 def address(tensor: Tensor | None) -> int:
     """Where the data of a tensor start; 0 for None and for tensors without elements."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A copy where the data do not start at a multiple of 16 bytes, as views may."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def stream(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import triton
@@ -163,9 +163,7 @@ def forward(
                     overlap and len(weights) == 1,
                 )  # fmt: skip
             else:
-                _accumulated(
-                    [x], [weight.t()], c, factor_out.t(), bias, y, bool(path["gemm_first"])
-                )
+                accumulate([x], [weight.t()], c, factor_out.t(), bias, y, bool(path["gemm_first"]))
     return ys, z
 
 
@@ -185,7 +183,10 @@ def backward(
     needs: tuple[bool, bool, bool],
     needs_modes: tuple[bool, ...],
     needs_biases: tuple[bool, ...],
+    *,
+    input_gradient: Callable[..., None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """See the reference backend. `input_gradient`: what another backend has for the one here."""
     grads = cp_linear_gradients(
         x, factor_in, factor_out, modes, biases, needs, needs_modes, needs_biases
     )
@@ -208,18 +209,24 @@ def backward(
             _factor_gradient([x], [dz], dfactor_in, True, [], ())
         if needs[0]:
             weights = [w.to(x.dtype) for w in weights]
-            path = _path("cp_linear.path_backward", x, dys[0].shape[1], z.shape[1], len(dys))
-            rest = list(dys), weights
-            if path["path"] > 0:
-                _fused(
-                    "cp_linear.fused_backward", dys[0], weights[0], dz, factor_in, None, dx, False,
-                    False,
-                )  # fmt: skip
-                for dy, weight in zip(rest[0][1:], rest[1][1:], strict=True):
-                    dx.addmm_(dy, weight)
-            else:
-                _accumulated(*rest, dz, factor_in, None, dx, bool(path["gemm_first"]))
+            (input_gradient or _input_gradient)(list(dys), weights, dz, factor_in, dx)
     return grads
+
+
+def _input_gradient(
+    dys: list[Tensor], weights: list[Tensor], dz: Tensor, factor_in: Tensor, dx: Tensor
+) -> None:
+    """``dx = sum_k dy_k W_k + dz factor_in``; dz ``[T, RP]`` with zeros in the padded ranks."""
+    rank = factor_in.shape[0]
+    path = _path("cp_linear.path_backward", dx, dys[0].shape[1], rank, len(dys))
+    if path["path"] > 0:
+        _fused(
+            "cp_linear.fused_backward", dys[0], weights[0], dz, factor_in, None, dx, False, False
+        )
+        for dy, weight in zip(dys[1:], weights[1:], strict=True):
+            dx.addmm_(dy, weight)
+    else:
+        accumulate(dys, weights, dz, factor_in, None, dx, bool(path["gemm_first"]))
 
 
 def _core_gradients(
@@ -276,7 +283,15 @@ def _factor_gradient(wide, thin, out, transposed, dbiases, needs_biases) -> None
     grad.reduce(partial, out, transposed=transposed)
 
 
-def _accumulated(inputs, weights, core, factor, bias, y, gemm_first) -> None:
+def accumulate(
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    core: Tensor,
+    factor: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    gemm_first: bool,
+) -> None:
     """``y = sum inputs weights + core factor + bias`` by cuBLAS, `weights` and `factor` ``[*, n]``.
 
     The low-rank term goes first: the GEMM that accumulates onto it reads y while it multiplies

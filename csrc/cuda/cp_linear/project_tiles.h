@@ -1,0 +1,52 @@
+// How the skinny product x factor_in^T divides rows, K and shared memory. Host and device.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "mmadapt/cp_linear_cuda.h"
+
+namespace mmadapt::cp_linear::project {
+
+constexpr int kRows = 128;   // of x a cluster owns: 64 a consumer warpgroup
+constexpr int kChunk = 64;   // of K: a 128-byte row of shared memory
+constexpr int kConsumers = 256;
+constexpr int kThreads = kConsumers + 32;  // and a warp that loads
+constexpr int kBlocks = 2 * 132;  // that an H100 or H200 runs at once, two an SM
+constexpr int kMaxSplit = 8;
+
+// RP: ranks, padded to a product's columns. Two blocks share an SM's 228 KB.
+template <int RP>
+struct Layout {
+  static constexpr int kStages = RP == 16 ? 6 : RP == 32 ? 5 : RP == 64 ? 4 : 3;
+  static constexpr uint32_t kLeftBytes = kRows * 128;
+  static constexpr uint32_t kStageBytes = kLeftBytes + RP * 128;
+  // After the products: the sums, [kRows][kStride] in fp32, rows apart so that no two meet in a bank.
+  static constexpr int kStride = RP + 8;
+  static constexpr uint32_t kKept = kRows * kStride * 4;  // and a bit for each entry of z
+  static constexpr uint32_t kBarriers = kStages * kStageBytes;
+  static constexpr uint32_t kBytes = kBarriers + 8 * 2 * kStages;
+  static_assert(kKept + kRows * RP / 8 <= kBarriers && kBytes <= 113 * 1024);
+};
+
+struct Arguments {
+  CUtensorMap x, factor;
+  int64_t tokens;
+  int rank, count, chunks, split;
+  int dense, wide;  // bit k: of mode k
+  int dropout, threshold;
+  float kept, scale;
+  const void *mode[MMADAPT_CP_LINEAR_MAX_GROUP];
+  const int64_t *seeds;
+  void *z, *core;
+};
+
+// Parts of K: as many as keep all SMs loading, each of two chunks or more.
+inline int choose_split(int64_t row_tiles, int chunks) {
+  int split = 1;
+  while (split < kMaxSplit && row_tiles * split * 2 <= kBlocks && split * 4 <= chunks) split *= 2;
+  return split;
+}
+
+}  // namespace mmadapt::cp_linear::project
