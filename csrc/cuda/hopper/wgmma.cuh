@@ -63,11 +63,16 @@ inline constexpr bool is_bf16<__nv_bfloat16> = true;
 #define MMADAPT_TEXT8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define MMADAPT_TEXT16 MMADAPT_TEXT8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define MMADAPT_TEXT32 MMADAPT_TEXT16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define MMADAPT_TEXT64                                                                               \
+  MMADAPT_TEXT32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51"  \
+                 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define MMADAPT_OUT8(d, i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),        \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define MMADAPT_OUT16(d) MMADAPT_OUT8(d, 0), MMADAPT_OUT8(d, 8)
 #define MMADAPT_OUT32(d) MMADAPT_OUT16(d), MMADAPT_OUT8(d, 16), MMADAPT_OUT8(d, 24)
+#define MMADAPT_OUT64(d)                                                                             \
+  MMADAPT_OUT32(d), MMADAPT_OUT8(d, 32), MMADAPT_OUT8(d, 40), MMADAPT_OUT8(d, 48), MMADAPT_OUT8(d, 56)
 
 // A, B: low and high word of the descriptors; TRANSPOSED: N is contiguous in B.
 #define MMADAPT_SHARED(N, TYPE, TEXT, OUT, A0, A1, B0, B1, TR)                                       \
@@ -87,21 +92,25 @@ inline constexpr bool is_bf16<__nv_bfloat16> = true;
 // `a`, `b`: low words. ROW_BYTES: of B's rows; A's are 128 bytes long.
 template <class T, int N, int ROW_BYTES, int TRANSPOSED>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint32_t a, uint32_t b) {
-  static_assert(N == 32 || N == 64);
+  static_assert(N == 32 || N == 64 || N == 128);
   if constexpr (N == 32 && is_bf16<T>) {
     MMADAPT_SHARED(32, "bf16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20");
   } else if constexpr (N == 32) {
     MMADAPT_SHARED(32, "f16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20");
-  } else if constexpr (is_bf16<T>) {
+  } else if constexpr (N == 64 && is_bf16<T>) {
     MMADAPT_SHARED(64, "bf16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36");
-  } else {
+  } else if constexpr (N == 64) {
     MMADAPT_SHARED(64, "f16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36");
+  } else if constexpr (is_bf16<T>) {
+    MMADAPT_SHARED(128, "bf16", MMADAPT_TEXT64, MMADAPT_OUT64(d), "%64", "%65", "%66", "%67", "%68");
+  } else {
+    MMADAPT_SHARED(128, "f16", MMADAPT_TEXT64, MMADAPT_OUT64(d), "%64", "%65", "%66", "%67", "%68");
   }
 }
 
 template <class T, int N, int ROW_BYTES, int TRANSPOSED>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint32_t b) {
-  static_assert(N == 16 || N == 32 || N == 64);
+  static_assert(N == 16 || N == 32 || N == 64 || N == 128);
   if constexpr (N == 16 && is_bf16<T>) {
     MMADAPT_REGISTERS(16, "bf16", MMADAPT_TEXT8, MMADAPT_OUT8(d, 0), "%8", "%9", "%10", "%11", "%12",
                       "%13", "%14");
@@ -114,6 +123,12 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
   } else if constexpr (N == 32) {
     MMADAPT_REGISTERS(32, "f16", MMADAPT_TEXT16, MMADAPT_OUT16(d), "%16", "%17", "%18", "%19", "%20",
                       "%21", "%22");
+  } else if constexpr (N == 128 && is_bf16<T>) {
+    MMADAPT_REGISTERS(128, "bf16", MMADAPT_TEXT64, MMADAPT_OUT64(d), "%64", "%65", "%66", "%67", "%68",
+                      "%69", "%70");
+  } else if constexpr (N == 128) {
+    MMADAPT_REGISTERS(128, "f16", MMADAPT_TEXT64, MMADAPT_OUT64(d), "%64", "%65", "%66", "%67", "%68",
+                      "%69", "%70");
   } else if constexpr (is_bf16<T>) {
     MMADAPT_REGISTERS(64, "bf16", MMADAPT_TEXT32, MMADAPT_OUT32(d), "%32", "%33", "%34", "%35", "%36",
                       "%37", "%38");
@@ -128,6 +143,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 #undef MMADAPT_OUT8
 #undef MMADAPT_OUT16
 #undef MMADAPT_OUT32
+#undef MMADAPT_TEXT64
+#undef MMADAPT_OUT64
 #undef MMADAPT_SHARED
 #undef MMADAPT_REGISTERS
 

@@ -71,7 +71,7 @@ __device__ __forceinline__ void expect_first(const Arguments &a, const Warpgroup
 // This round's sums to their owners; leaves those of this block's group in `own`.
 template <class S>
 __device__ __forceinline__ void send_sums(float4 (&own)[S::kSums],
-                                          const float (&sums)[S::kSums][S::kHeld / 2], const Plan &p,
+                                          const float (&sums)[S::kProducts][S::kWidth1 / 2], const Plan &p,
                                           const Warpgroup<S> &w, const Exchange<S> &x, int round) {
   const uint32_t place = w.shared + p.sums + w.owner() * p.sums_bytes + w.thread * 16;
   const int source = w.block * S::kDepths + w.depth;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void send_sums(float4 (&own)[S::kSums],
     const uint32_t barrier = peer(w.sums_barrier(p), to, w.block);
 #pragma unroll
     for (int sum = 0; sum < S::kSums; ++sum) {
-      const float *v = sums[sum] + 4 * j;
+      const float *v = S::kProducts == 2 ? sums[sum] + 4 * j : sums[0] + sum * (S::kHeld / 2) + 4 * j;
       const float4 four = {v[0], v[1], v[2], v[3]};
       if (keep) {
         own[sum] = four;
@@ -313,7 +313,7 @@ __device__ __forceinline__ void activate_backward(const float4 (&total)[S::kSums
 }
 
 template <class T, class S>
-__device__ __forceinline__ void exchange(const float (&sums)[S::kSums][S::kHeld / 2],
+__device__ __forceinline__ void exchange(const float (&sums)[S::kProducts][S::kWidth1 / 2],
                                          float (&row_sums)[2], const Arguments &a, Warpgroup<S> &w,
                                          const Routing &r, int tile) {
   const Plan &p = a.plan;

@@ -17,7 +17,7 @@
 //   x (dy) still in the ring, or again from L2 --> x + h W --in place--> TMA --> y (dx)  stage 2
 //   weights --TMA--> ring --wgmma--^
 //
-// Four warpgroups compute, on 64 rows each or sharing them; two warps load. Stage 2 begins with the chunks that
+// Four warpgroups compute, on 64 rows each or sharing them; four warps load. Stage 2 begins with the chunks that
 // are still in shared memory and goes on backwards, so that L2 still holds what is read again. While a tile
 // is in stage 2 the ring fills with the next.
 //
@@ -37,13 +37,13 @@
 
 namespace mmadapt::swiglu {
 
-__device__ __forceinline__ void init_barriers(const Plan &p, uint32_t shared) {
+__device__ __forceinline__ void init_barriers(const Plan &p, uint32_t shared, int releases) {
   const uint32_t first = shared + p.barriers;
   for (int i = 0; i < kMaxStages; ++i) {
     barrier_init(first + 8 * i, 1);                                      // chunk full
-    barrier_init(first + 8 * (kMaxStages + i), kWarpgroups * 4);         // empty: every warp
+    barrier_init(first + 8 * (kMaxStages + i), releases);                // empty
     barrier_init(first + 8 * (2 * kMaxStages + i), 1);                   // weights full
-    barrier_init(first + 8 * (3 * kMaxStages + i), kWarpgroups * 4);     // empty
+    barrier_init(first + 8 * (3 * kMaxStages + i), releases);            // empty
   }
   for (int i = 0; i < 2 * kWarpgroups; ++i) barrier_init(first + 8 * (4 * kMaxStages + i), 1);
   barrier_init_fence();
@@ -54,12 +54,12 @@ __device__ __forceinline__ void init_barriers(const Plan &p, uint32_t shared) {
 template <class T>
 __device__ __forceinline__ void load_norm(const Arguments &a, uint32_t shared) {
   const Plan &p = a.plan;
-  const int first = static_cast<int>(cluster_block()) * p.columns;
-  for (int c = threadIdx.x; c < p.columns; c += kWarpgroups * 128) {
+  for (int c = threadIdx.x; c < p.chunks * kChunk; c += kWarpgroups * 128) {
+    const int column = chunk_column(p, c / kChunk) + c % kChunk;
     float weight = 0.0f;
-    if (first + c < a.dim) {
-      weight = a.norm_is_fp32 ? __ldg(static_cast<const float *>(a.norm_weight) + first + c)
-                              : widen(__ldg(static_cast<const T *>(a.norm_weight) + first + c));
+    if (column < a.dim) {
+      weight = a.norm_is_fp32 ? __ldg(static_cast<const float *>(a.norm_weight) + column)
+                              : widen(__ldg(static_cast<const T *>(a.norm_weight) + column));
     }
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared + p.norm + c * 4), "f"(weight) : "memory");
   }
@@ -73,12 +73,13 @@ __device__ __forceinline__ void compute(const Arguments &a, uint32_t shared, con
   }
   Warpgroup<S> w = make_warpgroup<S>(shared);
   expect_first(a, w);
-  Ring input = input_ring(a.plan, shared), weights = weight_ring(a.plan, shared, S::kGateDownBytes);
+  Ring input = input_ring(a.plan, shared, w.depth);
+  Ring weights = weight_ring(a.plan, shared, w.depth, S::kGateDownBytes);
   for (int n = 0; n < tiles.count; ++n) {
     const int tile = tiles.index(n);
     const Routing r = route(a, w, tile);
     {
-      float sums[S::kSums][S::kHeld / 2], row_sums[2];
+      float sums[S::kProducts][S::kWidth1 / 2], row_sums[2];
       stage1<T>(sums, row_sums, a, w, r, input, weights);
       if (n == 0) cluster_wait();  // every block's barriers are there
       exchange<T>(sums, row_sums, a, w, r, tile);
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1) adapter_kernel(const __grid_const
   const uint32_t shared = local(memory);
   const Tiles tiles = my_tiles(a);
   const int warp = uniform(threadIdx.x / 32);
-  if (threadIdx.x == 0) init_barriers(a.plan, shared);
+  if (threadIdx.x == 0) init_barriers(a.plan, shared, S::kReleases);
   __syncthreads();
   cluster_arrive();
   if (warp < kWarpgroups * 4) {
@@ -102,10 +103,11 @@ __global__ void __launch_bounds__(kThreads, 1) adapter_kernel(const __grid_const
     compute<T, S>(a, shared, tiles);
   } else {
     fewer_registers<kLoadRegisters>();
-    if (warp == kWarpgroups * 4) {
-      if (threadIdx.x % 32 == 0) load_inputs(a, shared, tiles);
-    } else if (warp == kWarpgroups * 4 + 1) {
-      load_weights<S>(a, shared, tiles);
+    const int loader = warp - kWarpgroups * 4;
+    if (loader >= 2) {
+      load_weights<S>(a, shared, tiles, loader - 2);
+    } else if (threadIdx.x % 32 == 0) {
+      load_inputs<S>(a, shared, tiles, loader);
     }
     __syncwarp();
     cluster_wait();

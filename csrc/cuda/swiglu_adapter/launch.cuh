@@ -92,18 +92,25 @@ mmadapt_cuda_status map_weights(Arguments &a, const mmadapt_swiglu_adapter_sm90 
   return cuda_status(error, kName);
 }
 
+template <class T, int MP, bool BACKWARD, bool ROUTED>
+cudaError_t consider_all(Choice &best, const Arguments &a, int cluster, int rows) {
+  cudaError_t error = cudaSuccess;
+  if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
+  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
+  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);
+  return error;
+}
+
 template <class T, int MP, bool BACKWARD>
 mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_sm90 &p, const Rows &rows) {
   mmadapt_cuda_status status = pending_error(kName);
   if (failed(status)) return status;
   const int cluster = p.cluster == 0 ? usual_cluster(a.dim) : p.cluster;
-  const int columns = (a.dim + kChunk * cluster - 1) / (kChunk * cluster) * kChunk;
-  if (columns * (cluster - 1) >= a.dim) return bad_argument("cluster: a block would have no columns");
+  if (kChunk * (cluster - 1) >= a.dim) return bad_argument("cluster: a block would have no columns");
   Choice best;
-  cudaError_t error = cudaSuccess;
-  if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1>>(best, a, cluster, p.rows);
-  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2>>(best, a, cluster, p.rows);
-  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4>>(best, a, cluster, p.rows);
+  cudaError_t error = a.expert == nullptr
+                          ? consider_all<T, MP, BACKWARD, false>(best, a, cluster, p.rows)
+                          : consider_all<T, MP, BACKWARD, true>(best, a, cluster, p.rows);
   if (error == cudaSuccess && best.kernel == nullptr) {
     return bad_argument("rows, rank, cluster: no such tile fits into shared memory");
   }

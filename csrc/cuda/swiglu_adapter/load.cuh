@@ -1,4 +1,4 @@
-// The two loading warps: what they ask of the TMA unit, in the order in which the warpgroups take it.
+// The loading warps: what they ask of the TMA unit, in the order in which the warpgroups take it.
 #pragma once
 
 #include "../hopper/tma.cuh"
@@ -18,21 +18,40 @@ __device__ __forceinline__ void load_chunk(const Arguments &a, Ring &ring, int r
   ring.advance();
 }
 
+// Two warps load rows, two weights, each for every second ring.
+template <class S>
+constexpr int kRings = (S::kDepths + 1) / 2;
+
 // One thread. Chunks that will be read again should survive in L2 until then, the others need not.
-__device__ __forceinline__ void load_inputs(const Arguments &a, uint32_t shared, const Tiles &tiles) {
+template <class S>
+__device__ __forceinline__ void load_inputs(const Arguments &a, uint32_t shared, const Tiles &tiles,
+                                            int first) {
+  if (first >= S::kDepths) return;
   const Plan &p = a.plan;
-  const int first = static_cast<int>(cluster_block()) * p.columns, kept = kept_chunks(p);
   const uint64_t again = evict_last(), once = evict_first();
-  Ring ring = input_ring(p, shared);
+  Ring rings[kRings<S>];
+#pragma unroll
+  for (int d = 0; d < kRings<S>; ++d) rings[d] = input_ring(p, shared, first + 2 * d);
   for (int n = 0; n < tiles.count; ++n) {
     const int row = tiles.index(n) * p.rows;
+    const int most = (p.chunks + S::kDepths - 1) / S::kDepths;
 #pragma unroll 1
-    for (int c = 0; c < p.chunks; ++c) {
-      load_chunk(a, ring, row, first + c * kChunk, c < p.chunks - kept ? again : once);
+    for (int i = 0; i < most; ++i) {
+#pragma unroll
+      for (int d = 0; d < kRings<S>; ++d) {
+        const Chunks c = chunks_of(p, first + 2 * d, S::kDepths);
+        if (i >= c.count) continue;
+        load_chunk(a, rings[d], row, chunk_column(p, c.stage1(i)), i < c.leaving() ? again : once);
+      }
     }
 #pragma unroll 1
-    for (int turn = kept; turn < p.chunks; ++turn) {
-      load_chunk(a, ring, row, first + stage2_chunk(p, turn) * kChunk, once);
+    for (int i = 0; i < most; ++i) {
+#pragma unroll
+      for (int d = 0; d < kRings<S>; ++d) {
+        const Chunks c = chunks_of(p, first + 2 * d, S::kDepths);
+        if (i < c.kept || i >= c.count) continue;
+        load_chunk(a, rings[d], row, chunk_column(p, c.stage2(i)), once);
+      }
     }
   }
 }
@@ -53,8 +72,8 @@ __device__ __forceinline__ void load_up(const Arguments &a, Ring &ring, int expe
   ring.wait_empty();
   barrier_expect(ring.full_barrier(), S::kUpBytes);
 #pragma unroll
-  for (int half = 0; half < S::kHalves; ++half) {
-    tma_load(ring.data() + half * (64 * 128), &a.up, ring.full_barrier(), half * 64, column, expert,
+  for (int panel = 0; panel < S::kPanels; ++panel) {
+    tma_load(ring.data() + panel * (64 * 128), &a.up, ring.full_barrier(), panel * 64, column, expert,
              policy);
   }
   ring.advance();
@@ -62,26 +81,38 @@ __device__ __forceinline__ void load_up(const Arguments &a, Ring &ring, int expe
 
 // One warp, of which one lane loads.
 template <class S>
-__device__ __forceinline__ void load_weights(const Arguments &a, uint32_t shared, const Tiles &tiles) {
+__device__ __forceinline__ void load_weights(const Arguments &a, uint32_t shared, const Tiles &tiles,
+                                             int first) {
+  if (first >= S::kDepths) return;
   const Plan &p = a.plan;
-  const int first = static_cast<int>(cluster_block()) * p.columns;
   const bool loads = threadIdx.x % 32 == 0;
   const uint64_t policy = evict_last();
-  Ring ring = weight_ring(p, shared, S::kGateDownBytes);
+  Ring rings[kRings<S>];
+#pragma unroll
+  for (int d = 0; d < kRings<S>; ++d) {
+    rings[d] = weight_ring(p, shared, first + 2 * d, S::kGateDownBytes);
+  }
   for (int n = 0; n < tiles.count; ++n) {
-    const Range r = tile_experts(a, tiles.index(n));
+    const Range r = S::ROUTED ? tile_experts(a, tiles.index(n)) : Range{0, 0};
     if (!loads) continue;
     const Range ups = a.up_experts == 1 ? Range{0, 0} : r;
+    const int most = (p.chunks + S::kDepths - 1) / S::kDepths;
 #pragma unroll 1
-    for (int turn = 0; turn < 2 * p.chunks; ++turn) {
-      const bool stage1 = turn < p.chunks;
-      const int column = first + (stage1 ? turn : stage2_chunk(p, turn - p.chunks)) * kChunk;
-      if (stage1 != S::BACKWARD) {
+    for (int i = 0; i < 2 * most; ++i) {
+      const bool stage1 = i < most;
+      const int turn = stage1 ? i : i - most;
+#pragma unroll
+      for (int d = 0; d < kRings<S>; ++d) {
+        const Chunks c = chunks_of(p, first + 2 * d, S::kDepths);
+        if (turn >= c.count) continue;
+        const int column = chunk_column(p, stage1 ? c.stage1(turn) : c.stage2(turn));
+        if (stage1 != S::BACKWARD) {
 #pragma unroll 1
-        for (int e = r.low; e <= r.high; ++e) load_gate_down<S>(a, ring, e, column, policy);
-      } else {
+          for (int e = r.low; e <= r.high; ++e) load_gate_down<S>(a, rings[d], e, column, policy);
+        } else {
 #pragma unroll 1
-        for (int e = ups.low; e <= ups.high; ++e) load_up<S>(a, ring, e, column, policy);
+          for (int e = ups.low; e <= ups.high; ++e) load_up<S>(a, rings[d], e, column, policy);
+        }
       }
     }
   }

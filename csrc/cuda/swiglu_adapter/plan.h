@@ -8,42 +8,45 @@ namespace mmadapt::swiglu {
 constexpr int kGroupRows = 64;   // tokens of a row group: of one wgmma
 constexpr int kChunk = 64;       // columns that a 128-byte row of shared memory holds
 constexpr int kWarpgroups = 4;   // that compute
-constexpr int kThreads = kWarpgroups * 128 + 128;  // and a warpgroup of which two warps load
+constexpr int kThreads = kWarpgroups * 128 + 128;  // and a warpgroup of loading warps
 constexpr int kComputeRegisters = 112, kLoadRegisters = 32;  // a thread, out of 640 x 96
-constexpr int kMaxStages = 8;
+constexpr int kMaxStages = 12;  // of a ring, and of all rings of one kind
 constexpr uint32_t kSharedLimit = 232448;  // bytes a block may have on sm_90
 constexpr uint32_t kFragment = 128 * 4;    // bytes of one register of every thread of a warpgroup
 
-// The tile table. MP: the rank, padded to 32, 64 or 128. SPLIT: warpgroups that share a row group; they divide
-// the contraction of stage 1 (for MP = 128 its ranks first) and the columns of stage 2.
-template <int MP_, bool BACKWARD_, int SPLIT_>
+// The tile table. MP: the rank, padded to 32, 64 or 128. SPLIT: warpgroups that share a row group: each has every
+// kDepths-th of its chunks of columns, in rings of its own (for MP = 128 two share them, each with half of the
+// ranks in stage 1 and half of the columns in stage 2).
+template <int MP_, bool BACKWARD_, int SPLIT_, bool ROUTED_>
 struct Shape {
   static constexpr int MP = MP_, SPLIT = SPLIT_;
-  static constexpr bool BACKWARD = BACKWARD_;
+  static constexpr bool BACKWARD = BACKWARD_, ROUTED = ROUTED_;  // ROUTED: rows have experts
   static constexpr int kRowGroups = kWarpgroups / SPLIT, kRows = kRowGroups * kGroupRows;
   static constexpr int kHalves = MP == 128 ? 2 : 1;     // of the ranks
-  static constexpr int kDepths = SPLIT / kHalves;       // parts of the contraction of stage 1
+  static constexpr int kDepths = SPLIT / kHalves;       // rings of each kind
+  static constexpr int kColumns2 = kChunk / kHalves;    // of a chunk, in stage 2
   static constexpr int kHeld = MP / kHalves;            // ranks whose sums a warpgroup holds
   static constexpr int kGroups = kHeld / 8;             // and groups of 8 of them
   static constexpr int kAllGroups = MP / 8;
   static constexpr int kSums = BACKWARD ? 1 : 2;        // stage 1 gives dh, or z of gate and of down
+  // Gate's and down's rows are one operand where a warpgroup takes all ranks.
+  static constexpr int kProducts = kSums == 2 && kHalves > 1 ? 2 : 1, kWidth1 = kSums * kHeld / kProducts;
   static constexpr int kOperands = BACKWARD ? 2 : 1;    // stage 2 takes dz of gate and of down, or h
-  static constexpr int kSteps1 = 4 / kDepths;           // wgmma steps of a chunk
-  static constexpr int kSteps2 = MP * kOperands / 16;
-  static constexpr int kColumns2 = kChunk / SPLIT;
+  static constexpr int kSteps2 = MP * kOperands / 16;   // wgmma steps
   static constexpr int kUpRowBytes = MP == 32 ? 64 : 128;
+  static constexpr int kPanels = MP == 128 ? 2 : 1;     // of 64 ranks, in a chunk of up
   static constexpr uint32_t kGateDownBytes = 2 * MP * 128, kUpBytes = MP * 128;  // of one chunk
-  static_assert(kDepths >= 1 && kRows >= 64);
+  static constexpr int kReleases = 4 * kRowGroups * kHalves;  // arrivals that empty a stage
+  static_assert(kDepths >= 1);
 };
 
 // Byte offsets into shared memory, and the sizes that the kernel loops over.
 struct Plan {
   int rows;      // of a tile: 64, 128 or 256
-  int cluster;   // blocks that share a tile; each owns `columns` of d
-  int columns;   // a multiple of 64
-  int chunks;    // columns / 64
+  int cluster;   // blocks that share a tile
+  int chunks;    // of 64 columns; a block has every `cluster`-th, so that together they read long rows
   int inputs;    // 1, or 2 where the norm's backward needs x beside dy
-  int stages, weight_stages;
+  int stages, weight_stages;  // of each ring
   uint32_t input_bytes, stage_bytes;  // of one chunk: of one input, of all
   uint32_t weights, sums, sums_bytes, row_sums, hidden, scalars, norm, barriers, bytes;
 };
@@ -55,34 +58,39 @@ constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, 
   Plan p = {};
   p.rows = S::kRows;
   p.cluster = cluster;
-  p.columns = (dim + kChunk * cluster - 1) / (kChunk * cluster) * kChunk;
-  p.chunks = p.columns / kChunk;
+  p.chunks = (dim + kChunk * cluster - 1) / (kChunk * cluster);
   p.inputs = inputs;
   p.stages = stages;
   p.weight_stages = weight_stages;
   p.input_bytes = S::kRows * 128;
   p.stage_bytes = p.input_bytes * inputs;
   const int sources = cluster * S::kDepths;
-  p.weights = p.stage_bytes * stages;
+  p.weights = p.stage_bytes * stages * S::kDepths;
   // Sums of one round, for the warpgroups that own one: from every source but the owner itself.
-  p.sums = p.weights + S::kGateDownBytes * weight_stages;
+  p.sums = p.weights + S::kGateDownBytes * weight_stages * S::kDepths;
   p.sums_bytes = uint32_t(sources - 1) * S::kSums * 4 * kFragment;
   p.hidden = p.sums + p.sums_bytes * (S::kRowGroups * S::kHalves);
   p.row_sums = p.hidden + uint32_t(S::kRowGroups * S::kOperands * S::kAllGroups) * 2 * kFragment;
   p.scalars = p.row_sums + (norm ? uint32_t(S::kRowGroups * S::kHalves * sources) * 256 : 0);
   p.norm = p.scalars + (norm ? uint32_t(S::kRowGroups * S::kAllGroups) * 256 : 0);
-  p.barriers = p.norm + (norm ? uint32_t(p.columns) * 4 : 0);
+  p.barriers = p.norm + (norm ? uint32_t(p.chunks * kChunk) * 4 : 0);
   p.bytes = p.barriers + 8 * kBarriers;
   return p;
 }
 
-// The deepest rings that fit: weights 2 to 4 deep, activations as deep as then possible.
+// The deepest rings that fit: of weights 2 to 4 stages, of rows at least kEnough bytes, which is what memory
+// needs in flight, or as many as there is room for.
+constexpr uint32_t kEnough = 96 * 1024;
+
 template <class S>
 constexpr Plan make_plan(int dim, int cluster, int inputs, bool norm) {
-  for (int weight_stages = S::MP == 32 ? 4 : 3; weight_stages >= 2; --weight_stages) {
-    for (int stages = kMaxStages; stages >= (weight_stages > 2 ? 4 : 2); --stages) {
-      const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
-      if (p.bytes <= kSharedLimit) return p;
+  for (uint32_t enough : {kEnough, 0u}) {
+    for (int weight_stages = 4; weight_stages >= 2; --weight_stages) {
+      if (weight_stages * S::kDepths > kMaxStages) continue;
+      for (int stages = kMaxStages / S::kDepths; stages >= 2; --stages) {
+        const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
+        if (p.bytes <= kSharedLimit && p.weights >= enough) return p;
+      }
     }
   }
   return {};  // rows 0: does not fit

@@ -15,13 +15,13 @@ __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xFFFFFFF
 // One end of a ring: the stage in turn. `full` completes when a stage has been filled, `empty` when
 // everybody has released it.
 struct Ring {
-  uint32_t first, bytes, full, empty;  // addresses of stage 0 and of its barriers
+  uint32_t first, bytes, full;  // address of stage 0, its size, address of its barrier
   int stages, stage;
   uint32_t parity;
 
   __device__ __forceinline__ uint32_t data() const { return first + stage * bytes; }
   __device__ __forceinline__ uint32_t full_barrier() const { return full + 8 * stage; }
-  __device__ __forceinline__ uint32_t empty_barrier() const { return empty + 8 * stage; }
+  __device__ __forceinline__ uint32_t empty_barrier() const { return full_barrier() + 8 * kMaxStages; }
   __device__ __forceinline__ void wait_full() const { barrier_wait(full_barrier(), parity); }
   // The first round finds every stage empty.
   __device__ __forceinline__ void wait_empty() const { barrier_wait(empty_barrier(), parity ^ 1); }
@@ -30,13 +30,15 @@ struct Ring {
   }
 };
 
-__device__ __forceinline__ Ring input_ring(const Plan &p, uint32_t shared) {
-  const uint32_t barriers = shared + p.barriers;
-  return {shared, p.stage_bytes, barriers, barriers + 8 * kMaxStages, p.stages, 0, 0};
+// The rings of the warpgroups that have every kDepths-th chunk, from chunk `depth` on.
+__device__ __forceinline__ Ring input_ring(const Plan &p, uint32_t shared, int depth) {
+  const uint32_t full = shared + p.barriers + 8 * depth * p.stages;
+  return {shared + depth * p.stages * p.stage_bytes, p.stage_bytes, full, p.stages, 0, 0};
 }
-__device__ __forceinline__ Ring weight_ring(const Plan &p, uint32_t shared, uint32_t bytes) {
-  const uint32_t barriers = shared + p.barriers + 16 * kMaxStages;
-  return {shared + p.weights, bytes, barriers, barriers + 8 * kMaxStages, p.weight_stages, 0, 0};
+__device__ __forceinline__ Ring weight_ring(const Plan &p, uint32_t shared, int depth, uint32_t bytes) {
+  const uint32_t full = shared + p.barriers + 16 * kMaxStages + 8 * depth * p.weight_stages;
+  return {shared + p.weights + depth * p.weight_stages * bytes, bytes, full, p.weight_stages, 0,
+          0};
 }
 
 // The tiles of this cluster: every `step`-th.
@@ -51,12 +53,28 @@ __device__ __forceinline__ Tiles my_tiles(const Arguments &a) {
   return {cluster, clusters, cluster < all ? (all - cluster + clusters - 1) / clusters : 0};
 }
 
-// A tile's chunks of columns stay in the ring from stage 1 to stage 2 as far as they fit: the last `kept`.
-// Stage 2 takes those first and then the others backwards, most recently used first.
-__device__ __forceinline__ int kept_chunks(const Plan &p) { return min(p.chunks, p.stages); }
-__device__ __forceinline__ int stage2_chunk(const Plan &p, int turn) {
-  const int kept = kept_chunks(p);
-  return turn < kept ? p.chunks - kept + turn : p.chunks - 1 - turn;
+// A block's chunks of columns that go through one ring, and their order. They stay in the ring from stage 1
+// to stage 2 as far as they fit: the last `kept`. Stage 2 takes those first and then the others backwards,
+// most recently used first.
+struct Chunks {
+  int depth, depths;
+  int count, kept;
+  // Chunk of the block that is the n-th of stage 1, the n-th of stage 2.
+  __device__ __forceinline__ int stage1(int n) const { return n * depths + depth; }
+  __device__ __forceinline__ int stage2(int n) const {
+    return (n < kept ? count - kept + n : count - 1 - n) * depths + depth;
+  }
+  __device__ __forceinline__ int leaving() const { return count - kept; }
+};
+
+__device__ __forceinline__ Chunks chunks_of(const Plan &p, int depth, int depths) {
+  const int count = (p.chunks - depth + depths - 1) / depths;
+  return {depth, depths, count, min(count, p.stages)};
+}
+
+// First column of d of this block's chunk c.
+__device__ __forceinline__ int chunk_column(const Plan &p, int c) {
+  return (c * p.cluster + static_cast<int>(cluster_block())) * kChunk;
 }
 
 // Least and greatest expert among rows [first, first + 32 * words), -1 left out; 0 and 0 if there is none.

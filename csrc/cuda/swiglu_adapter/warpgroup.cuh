@@ -14,7 +14,7 @@ struct Warpgroup {
   uint32_t shared;
   int index, thread, warp, lane;  // thread 0..127
   int group, split;               // row group of the tile; which of its SPLIT warpgroups
-  int half, depth;                // part of the ranks, part of the contraction of stage 1
+  int half, depth;                // half of the ranks, whose chunks
   int block;                      // rank in the cluster
   uint32_t sums_parity, hidden_parity;
 
@@ -69,7 +69,7 @@ struct Routing {
 template <class S>
 __device__ __forceinline__ Routing route(const Arguments &a, const Warpgroup<S> &w, int tile) {
   Routing r = {{0, 0}, {0, 0}, {0, 0}, true};
-  if (a.expert == nullptr) return r;
+  if constexpr (!S::ROUTED) return r;
   const int64_t first = int64_t(tile) * S::kRows;
   r.tile = tile_experts(a, tile);
   r.own = experts_of(a, first + w.group * kGroupRows, 2);
@@ -100,8 +100,8 @@ __device__ __forceinline__ void add_row_sums(float (&row_sums)[2], const Argumen
   for (int i = 0; i < 2; ++i) {
     const int row = w.warp * 16 + w.lane / 4 + 8 * i;
 #pragma unroll
-    for (int k = 0; k < S::kSteps1; ++k) {
-      const int step = w.depth * S::kSteps1 + k, unit = 2 * step + w.lane % 4 / 2;
+    for (int k = 0; k < 4; ++k) {
+      const int unit = 2 * k + w.lane % 4 / 2;
       const uint32_t at =
           tile + w.group * (kGroupRows * 128) + swizzled(row, unit, 128) + w.lane % 2 * 8;
       const uint2 first = load_shared_words2(at);
@@ -123,27 +123,29 @@ __device__ __forceinline__ void add_row_sums(float (&row_sums)[2], const Argumen
 // Where stage 1 finds the weights of wgmma step `step` of a chunk: rows of gate or of down along d, or of up
 // along the ranks.
 template <class S>
-__device__ __forceinline__ uint32_t weights1(const Warpgroup<S> &w, uint32_t tile, int sum, int step) {
+__device__ __forceinline__ uint32_t weights1(const Warpgroup<S> &w, uint32_t tile, int product,
+                                             int step) {
+  const int rank = w.half * S::kHeld;
   if constexpr (S::BACKWARD) {
-    return low_word(tile + w.half * (64 * 128) + step * (16 * S::kUpRowBytes));
+    return low_word(tile + rank / 64 * (64 * 128) + rank % 64 * 2 + step * (16 * S::kUpRowBytes));
   } else {
-    return low_word(tile + (sum * S::MP + w.half * S::kHeld) * 128 + step * 32);
+    return low_word(tile + (product * S::MP + rank) * 128 + step * 32);
   }
 }
 
 // sums += rows of the tile times weights.
 template <class T, class S>
-__device__ __forceinline__ void multiply1(float (&sums)[S::kSums][S::kHeld / 2], const Warpgroup<S> &w,
+__device__ __forceinline__ void multiply1(float (&sums)[S::kProducts][S::kWidth1 / 2], const Warpgroup<S> &w,
                                           uint32_t tile, uint32_t weights) {
   constexpr int kRowBytes = S::BACKWARD ? S::kUpRowBytes : 128;
-  const uint32_t rows = low_word(tile + w.group * (kGroupRows * 128) + w.depth * (S::kSteps1 * 32));
+  const uint32_t rows = low_word(tile + w.group * (kGroupRows * 128));
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < S::kSteps1; ++k) {
+  for (int k = 0; k < 4; ++k) {
 #pragma unroll
-    for (int sum = 0; sum < S::kSums; ++sum) {
-      wgmma<T, S::kHeld, kRowBytes, S::BACKWARD>(
-          sums[sum], rows + 2 * k, weights1<S>(w, weights, sum, w.depth * S::kSteps1 + k));
+    for (int i = 0; i < S::kProducts; ++i) {
+      wgmma<T, S::kWidth1, kRowBytes, S::BACKWARD>(sums[i], rows + 2 * k,
+                                                   weights1<S>(w, weights, i, k));
     }
   }
   wgmma_commit();
@@ -152,28 +154,20 @@ __device__ __forceinline__ void multiply1(float (&sums)[S::kSums][S::kHeld / 2],
 // The same with the rows of other experts as zeros. (What is not finite in an expert's weights then reaches
 // the whole row group.)
 template <class T, class S>
-__device__ __forceinline__ void multiply1_masked(float (&sums)[S::kSums][S::kHeld / 2],
+__device__ __forceinline__ void multiply1_masked(float (&sums)[S::kProducts][S::kWidth1 / 2],
                                                  const Warpgroup<S> &w, const Routing &r, int expert,
                                                  uint32_t tile, uint32_t weights) {
   constexpr int kRowBytes = S::BACKWARD ? S::kUpRowBytes : 128;
-  constexpr int kBatch = S::kSteps1 < 2 ? 1 : 2;
 #pragma unroll 1
-  for (int k = 0; k < S::kSteps1; k += kBatch) {
-    uint32_t rows[kBatch][4];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      load_blocks(rows[i], w.block_at(tile, 2 * (w.depth * S::kSteps1 + k + i)));
-      if (r.id[0] != expert) rows[i][0] = rows[i][2] = 0;
-      if (r.id[1] != expert) rows[i][1] = rows[i][3] = 0;
-    }
+  for (int k = 0; k < 4; ++k) {
+    uint32_t rows[4];
+    load_blocks(rows, w.block_at(tile, 2 * k));
+    if (r.id[0] != expert) rows[0] = rows[2] = 0;
+    if (r.id[1] != expert) rows[1] = rows[3] = 0;
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-#pragma unroll
-      for (int sum = 0; sum < S::kSums; ++sum) {
-        wgmma<T, S::kHeld, kRowBytes, S::BACKWARD>(
-            sums[sum], rows[i], weights1<S>(w, weights, sum, w.depth * S::kSteps1 + k + i));
-      }
+    for (int i = 0; i < S::kProducts; ++i) {
+      wgmma<T, S::kWidth1, kRowBytes, S::BACKWARD>(sums[i], rows, weights1<S>(w, weights, i, k));
     }
     wgmma_commit();
     wgmma_wait<0>();
@@ -182,28 +176,31 @@ __device__ __forceinline__ void multiply1_masked(float (&sums)[S::kSums][S::kHel
 
 // Partial sums of stage 1 over this block's columns. Leaves `input` at the chunk that stage 2 begins with.
 template <class T, class S>
-__device__ __forceinline__ void stage1(float (&sums)[S::kSums][S::kHeld / 2], float (&row_sums)[2],
+__device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 2], float (&row_sums)[2],
                                        const Arguments &a, const Warpgroup<S> &w, const Routing &r,
                                        Ring &input, Ring &weights) {
   const Plan &p = a.plan;
-  const bool routed = (S::BACKWARD ? a.up_experts : a.experts) > 1;
+  const bool routed = S::ROUTED && (S::BACKWARD ? a.up_experts : a.experts) > 1;
   const Range experts = routed ? r.tile : Range{0, 0};
   const bool sums_rows = w.half == 0 && a.norm_weight != nullptr &&
                          (!S::BACKWARD || a.residual == MMADAPT_RESIDUAL_NORM);
-  const int leaving = p.chunks - kept_chunks(p);
+  const Chunks chunks = chunks_of(p, w.depth, S::kDepths);
   uint32_t last_input = 0, last_weights = 0;
   Ring ring = input;
 #pragma unroll
-  for (int sum = 0; sum < S::kSums; ++sum) clear(sums[sum]);
+  for (int i = 0; i < S::kProducts; ++i) clear(sums[i]);
   row_sums[0] = row_sums[1] = 0.0f;
-  for (int c = 0; c < p.chunks; ++c) {
+#pragma unroll 1
+  for (int n = 0; n < chunks.count; ++n) {
+    if (n == chunks.leaving()) input = ring;
     ring.wait_full();
-    if (sums_rows) add_row_sums<T>(row_sums, a, w, ring.data(), c);
+    if (sums_rows) add_row_sums<T>(row_sums, a, w, ring.data(), chunks.stage1(n));
+#pragma unroll 1
     for (int e = experts.low; e <= experts.high; ++e) {
-      weights.wait_full();
+      weights.wait_full(); 
       if (!routed || (r.wants(e) && r.pure())) {
         multiply1<T>(sums, w, ring.data(), weights.data());
-        wgmma_wait<1>();
+        wgmma_wait<1>();  // the product before: its stage is free
       } else {
         wgmma_wait<0>();
         if (r.wants(e)) multiply1_masked<T>(sums, w, r, e, ring.data(), weights.data());
@@ -213,15 +210,14 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kSums][S::kHeld / 2], fl
       last_weights = weights.empty_barrier();
       weights.advance();
     }
-    last_input = c < leaving ? ring.empty_barrier() : 0;
+    last_input = n < chunks.leaving() ? ring.empty_barrier() : 0;
     ring.advance();
-    if (c + 1 == leaving) input = ring;
   }
   wgmma_wait<0>();
   release(last_weights, w.lane);
   release(last_input, w.lane);
 #pragma unroll
-  for (int sum = 0; sum < S::kSums; ++sum) wgmma_pin(sums[sum]);
+  for (int i = 0; i < S::kProducts; ++i) wgmma_pin(sums[i]);
 }
 
 // What the result needs of this thread's two rows.
@@ -252,15 +248,15 @@ __device__ __forceinline__ RowScalars row_scalars(const Arguments &a, const Warp
   return s;
 }
 
-// acc += stage 2's operand of one expert's rows times weights, for this warpgroup's columns of a chunk.
+// acc += stage 2's operand of one expert's rows times weights.
 template <class T, class S>
 __device__ __forceinline__ void multiply2(float (&acc)[S::kColumns2 / 2], const Plan &p,
                                           const Warpgroup<S> &w, const bool (&mine)[2],
                                           uint32_t weights) {
-  constexpr int kBatch = S::kSteps2 < 8 ? S::kSteps2 : 8;
+  constexpr int kMost = S::ROUTED ? 2 : 8, kBatch = S::kSteps2 < kMost ? S::kSteps2 : kMost;
   constexpr int kRowBytes = S::BACKWARD ? 128 : S::kUpRowBytes;
   const uint32_t operand = w.hidden(p) + w.thread * 8;
-  const int column = w.split * S::kColumns2;
+  const int column = w.half * S::kColumns2;
 #pragma unroll 1
   for (int first = 0; first < S::kSteps2; first += kBatch) {
     uint32_t h[kBatch][4];
@@ -278,7 +274,7 @@ __device__ __forceinline__ void multiply2(float (&acc)[S::kColumns2 / 2], const 
       if constexpr (S::BACKWARD) {
         at = weights + (first + k) * (16 * 128) + column * 2;
       } else {
-        at = weights + first / 4 * (64 * 128) + k / 4 * (64 * 128) + column * S::kUpRowBytes + k % 4 * 32;
+        at = weights + (first + k) / 4 * (64 * 128) + column * S::kUpRowBytes + (first + k) % 4 * 32;
       }
       wgmma<T, S::kColumns2, kRowBytes, S::BACKWARD>(acc, h[k], low_word(at));
     }
@@ -287,111 +283,131 @@ __device__ __forceinline__ void multiply2(float (&acc)[S::kColumns2 / 2], const 
   }
 }
 
-// The result of 16 columns, of which the thread has four in each of its rows, over the input's place.
+// The result of one chunk, over the input's place.
 //   forward   base + scale acc       backward   base + acc, or base + rstd (acc [+ dy weight] - x pull)
-template <class T, class S>
-__device__ __forceinline__ void combine(uint32_t (&out)[4], const float *acc, const uint32_t (&in)[4],
-                                        const uint32_t (&second)[4], const Arguments &a,
+template <class T, class S, int RESIDUAL, bool NORM>
+__device__ __forceinline__ void combine(const float (&acc)[S::kColumns2 / 2],
+                                        const uint32_t (&in)[S::kColumns2 / 16][4],
+                                        const Arguments &a, const Warpgroup<S> &w, uint32_t tile,
                                         uint32_t weights, const RowScalars &s) {
-  const bool norm = a.norm_weight != nullptr;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = i % 2;
-    float2 y = {acc[2 * i], acc[2 * i + 1]}, base = {0.0f, 0.0f};
-    if (a.residual != MMADAPT_RESIDUAL_NONE) base = unpack<T>(in[i]);
-    if (a.residual == MMADAPT_RESIDUAL_NORM) {
-      const float2 g = load_shared2(weights + i / 2 * 32);
-      base.x *= g.x, base.y *= g.y;
-    }
-    if constexpr (!S::BACKWARD) {
-      if (a.residual == MMADAPT_RESIDUAL_NORM) base.x *= s.rstd[row], base.y *= s.rstd[row];
-      y.x = fmaf(y.x, a.scale, base.x);
-      y.y = fmaf(y.y, a.scale, base.y);
-    } else if (norm) {
-      const float2 x = unpack<T>(second[i]);
-      y.x = fmaf(-x.x, s.pull[row], y.x);
-      y.y = fmaf(-x.y, s.pull[row], y.y);
-      if (a.residual == MMADAPT_RESIDUAL_NORM) {
-        y.x = s.rstd[row] * (y.x + base.x);
-        y.y = s.rstd[row] * (y.y + base.y);
-      } else {
-        y.x = fmaf(y.x, s.rstd[row], base.x);
-        y.y = fmaf(y.y, s.rstd[row], base.y);
+  for (int block = 0; block < S::kColumns2 / 16; ++block) {  // of 16 columns; the thread has four in a row
+    const uint32_t at = w.block_at(tile, w.half * (S::kColumns2 / 8) + 2 * block);
+    uint32_t second[4] = {}, out[4];
+    if constexpr (S::BACKWARD && NORM) load_blocks(second, at + a.plan.input_bytes);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = i % 2;
+      const float *sum = acc + 8 * block + 2 * i;
+      float2 y = {sum[0], sum[1]}, base = {0.0f, 0.0f};
+      if constexpr (RESIDUAL != MMADAPT_RESIDUAL_NONE) base = unpack<T>(in[block][i]);
+      if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) {
+        const float2 g = load_shared2(weights + (16 * block + i / 2 * 8) * 4);
+        base.x *= g.x, base.y *= g.y;
+        if constexpr (!S::BACKWARD) base.x *= s.rstd[row], base.y *= s.rstd[row];
       }
-    } else {
-      y.x += base.x, y.y += base.y;
+      if constexpr (!S::BACKWARD) {
+        y.x = fmaf(y.x, a.scale, base.x);
+        y.y = fmaf(y.y, a.scale, base.y);
+      } else if constexpr (NORM) {
+        const float2 x = unpack<T>(second[i]);
+        y.x = fmaf(-x.x, s.pull[row], y.x);
+        y.y = fmaf(-x.y, s.pull[row], y.y);
+        if constexpr (RESIDUAL == MMADAPT_RESIDUAL_NORM) {
+          y.x = s.rstd[row] * (y.x + base.x);
+          y.y = s.rstd[row] * (y.y + base.y);
+        } else {
+          y.x = fmaf(y.x, s.rstd[row], base.x);
+          y.y = fmaf(y.y, s.rstd[row], base.y);
+        }
+      } else {
+        y.x += base.x, y.y += base.y;
+      }
+      out[i] = pack<T>(y.x, y.y);
     }
-    out[i] = pack<T>(y.x, y.y);
+    store_blocks(at, out);
   }
 }
 
-// The result, chunk by chunk, each stored as soon as its row group is complete.
+// This thread's part of a chunk of the row group, in the layout of sums.
+template <class S>
+__device__ __forceinline__ void load_rows(uint32_t (&in)[S::kColumns2 / 16][4], const Warpgroup<S> &w,
+                                          uint32_t tile) {
+#pragma unroll
+  for (int i = 0; i < S::kColumns2 / 16; ++i) {
+    load_blocks(in[i], w.block_at(tile, w.half * (S::kColumns2 / 8) + 2 * i));
+  }
+}
+
+// The result, chunk by chunk.
 template <class T, class S>
 __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w, const Routing &r,
                                        int tile, Ring &input, Ring &weights) {
   const Plan &p = a.plan;
-  const bool routed = (S::BACKWARD ? a.experts : a.up_experts) > 1;
+  const bool routed = S::ROUTED && (S::BACKWARD ? a.experts : a.up_experts) > 1;
   const Range experts = routed ? r.tile : Range{0, 0};
-  const bool second_input = S::BACKWARD && p.inputs == 2;
   const RowScalars s = row_scalars(a, w, tile);
-  const bool stores = w.split == 0 && w.thread == 0;
-  const int row = tile * S::kRows + w.group * kGroupRows, first_column = w.block * p.columns;
+  const int row = tile * S::kRows + w.group * kGroupRows;
   const uint64_t policy = evict_first();
+  const Chunks chunks = chunks_of(p, w.depth, S::kDepths);
+  const bool stores = w.half == 0 && w.thread == 0;
   uint32_t last_input = 0;
-  for (int turn = 0; turn < p.chunks; ++turn) {
-    const int c = stage2_chunk(p, turn);
+#pragma unroll 1
+  for (int n = 0; n < chunks.count; ++n) {
+    const int c = chunks.stage2(n);
     input.wait_full();
     float acc[S::kColumns2 / 2];
     clear(acc);
-    uint32_t in[S::kColumns2 / 16][4], second[S::kColumns2 / 16][4];
+    uint32_t in[S::kColumns2 / 16][4];
+#pragma unroll 1
     for (int e = experts.low; e <= experts.high; ++e) {
-      weights.wait_full();
+      weights.wait_full(); 
       if (!routed || r.wants(e)) {
         const bool mine[2] = {!routed || r.id[0] == e, !routed || r.id[1] == e};
         multiply2<T>(acc, p, w, mine, weights.data());
       }
-      if (e == experts.low) {
-#pragma unroll
-        for (int i = 0; i < S::kColumns2 / 16; ++i) {
-          const uint32_t at = w.block_at(input.data(), w.split * (S::kColumns2 / 8) + 2 * i);
-          load_blocks(in[i], at);
-          if (second_input) load_blocks(second[i], at + p.input_bytes);
-        }
-      }
+      if constexpr (!S::ROUTED) load_rows(in, w, input.data());  // while the product runs
       wgmma_wait<0>();
       release(weights.empty_barrier(), w.lane);
       weights.advance();
     }
-    wgmma_pin(acc);
-    if (!r.all) {  // tokens without expert are the base, whatever the weights hold
+    wgmma_pin(acc); 
+    if constexpr (S::ROUTED) load_rows(in, w, input.data());
+    if (S::ROUTED && !r.all) {  // tokens without expert are the base, whatever the weights hold
 #pragma unroll
       for (int i = 0; i < S::kColumns2 / 2; ++i) {
         if (r.id[i / 2 % 2] < 0) acc[i] = 0.0f;
       }
     }
-#pragma unroll
-    for (int i = 0; i < S::kColumns2 / 16; ++i) {
-      const int column = w.split * S::kColumns2 + 16 * i;
-      uint32_t out[4];
-      combine<T, S>(out, acc + 8 * i, in[i], second[i], a,
-                    w.shared + p.norm + (c * kChunk + column + w.lane % 4 * 2) * 4, s);
-      store_blocks(w.block_at(input.data(), column / 8), out);
+    const uint32_t columns =
+        w.shared + p.norm + (c * kChunk + w.half * S::kColumns2 + w.lane % 4 * 2) * 4;
+    if (a.residual == MMADAPT_RESIDUAL_NORM) {
+      combine<T, S, MMADAPT_RESIDUAL_NORM, true>(acc, in, a, w, input.data(), columns, s);
+    } else if (a.residual == MMADAPT_RESIDUAL_INPUT) {
+      if (S::BACKWARD && a.norm_weight != nullptr) {
+        combine<T, S, MMADAPT_RESIDUAL_INPUT, true>(acc, in, a, w, input.data(), columns, s);
+      } else {
+        combine<T, S, MMADAPT_RESIDUAL_INPUT, false>(acc, in, a, w, input.data(), columns, s);
+      }
+    } else if (S::BACKWARD && a.norm_weight != nullptr) {
+      combine<T, S, MMADAPT_RESIDUAL_NONE, true>(acc, in, a, w, input.data(), columns, s);
+    } else {
+      combine<T, S, MMADAPT_RESIDUAL_NONE, false>(acc, in, a, w, input.data(), columns, s);
     }
     fence_async_proxy();
-    named_barrier(1 + w.group, S::SPLIT * 128);
+    named_barrier(1 + w.index / S::kHalves, S::kHalves * 128);
     if (stores) {
-      tma_store(&a.output, input.data() + w.group * (kGroupRows * 128), first_column + c * kChunk, row,
-                policy);
+      tma_store(&a.output, input.data() + w.group * (kGroupRows * 128), chunk_column(p, c), row, policy);
       tma_commit();
       tma_wait_read<1>();
-      if (last_input != 0) barrier_arrive(last_input, 4 * S::SPLIT);
+      if (last_input != 0) barrier_arrive(last_input, 4 * S::kHalves);
     }
     last_input = input.empty_barrier();
     input.advance();
   }
-  if (stores) {
+  if (stores && last_input != 0) {
     tma_wait_read<0>();
-    barrier_arrive(last_input, 4 * S::SPLIT);
+    barrier_arrive(last_input, 4 * S::kHalves);
   }
 }
 
