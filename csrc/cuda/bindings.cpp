@@ -158,8 +158,7 @@ void register_cuda(py::module_ &parent) {
          field("rank", &Weights::rank), field("dz_experts", &Weights::dz_experts),
          field("h_experts", &Weights::h_experts), field("dtype", &Weights::dtype),
          field("weight_dtype", &Weights::weight_dtype), field("norm_dtype", &Weights::norm_dtype),
-         field("splits", &Weights::splits), field("stages", &Weights::stages),
-         field("variant", &Weights::variant), field("x", &Weights::x), field("dy", &Weights::dy),
+         field("x", &Weights::x), field("dy", &Weights::dy),
          field("dz", &Weights::dz), field("h", &Weights::h), field("expert", &Weights::expert),
          field("norm_weight", &Weights::norm_weight), field("gate", &Weights::gate),
          field("down", &Weights::down), field("sums", &Weights::sums),
@@ -169,8 +168,8 @@ void register_cuda(py::module_ &parent) {
          field("stream", &Weights::stream));
   m.def(
       "swiglu_adapter_weights_plan",
-      [](int64_t tokens, int dim, int dz_columns, int h_columns, int splits) {
-        const auto p = mmadapt_swiglu_weights_plan_sm90(tokens, dim, dz_columns, h_columns, splits);
+      [](int64_t tokens, int dim, int dz_columns, int h_columns) {
+        const auto p = mmadapt_swiglu_weights_plan_sm90(tokens, dim, dz_columns, h_columns);
         return py::make_tuple(p.width, p.pair_blocks, p.up_blocks, p.splits, p.parts);
       },
       "(width, blocks over the columns of x, of dy, splits, floats of parts); width 0: unsupported.");

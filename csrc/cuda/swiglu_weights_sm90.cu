@@ -4,9 +4,9 @@
 //   U = dy^T h, dup = U
 //
 // One factor is wide (x, dy: d columns), one narrow (dz, h: a column for every rank of every expert), and
-// the sum runs over all tokens. So x and dy are read once, and the rest is small: a block owns 256 columns of
-// x or of dy, every narrow column, and every S-th tile of 32 tokens; S is chosen so that there is one block
-// for each multiprocessor. Its sums stay in registers:
+// the sum runs over all tokens. So x and dy are read once, and the rest is small: a block owns 128 or 256
+// columns of x or of dy, every narrow column, and every S-th tile of 32 tokens; S is chosen so that there is
+// one block for each multiprocessor. Its sums stay in registers:
 //
 //        x or dy [T, d]            dz or h [T, narrow]
 //        32 x 64 boxes             32 x 32 or 32 x 64 boxes
@@ -14,18 +14,18 @@
 //              | TMA, one loading warp  |
 //              v                        v
 //        +----------------------------------+  ring of 9 to 12 stages, 18 to 24 KB each
-//        | [32 tokens, 256] | [32, narrow]  |  rows of tokens without an expert: zeros
+//        | [32, columns]    | [32, narrow]  |  rows of tokens without an expert: zeros
 //        +----------------------------------+
 //                 |  wgmma: both factors as they lie, rows of tokens, summed over the rows
 //                 v
-//        two warpgroups: D [256, narrow], fp32, over the whole run of tokens
+//        two warpgroups: D [columns, narrow], fp32, over the whole run of tokens
 //                 |
 //                 v
-//        parts [S, ...]  --->  sum_splits_kernel: added in ascending order, times g, rounded once
+//        parts [S, narrow / 8, d, 8]  --->  sum_splits_kernel: added in ascending order, times g,
+//                                           rounded once, transposed
 //
-// The second kernel is launched while the first runs and waits for it. Tiles in which no token has an expert
-// are not read. The number of splits is a function of the shapes, the order of every sum is fixed: reruns
-// are bit-equal. What happens inside a block: swiglu_weights/outer.cuh.
+// Tiles in which no token has an expert are not read. The number of splits is a function of the shapes, the
+// order of every sum is fixed: reruns are bit-equal. What happens inside a block: swiglu_weights/outer.cuh.
 
 #include <cuda_runtime.h>
 
@@ -53,7 +53,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     barrier_init_fence();
     fence_async_proxy();
-    allow_dependents();
   }
   __syncthreads();
   const int pair_total = a.pair_blocks * a.splits, block = static_cast<int>(blockIdx.x);
@@ -87,24 +86,23 @@ mmadapt_cuda_status launch_sums(const Problem &p, const Arguments &a) {
   s.norm_is_fp32 = p.norm_dtype == MMADAPT_F32;
   s.splits = a.splits;
   s.dim = p.dim;
+  s.rank = p.rank;
   const int64_t half = int64_t(a.pair_columns) * p.dim, up = int64_t(a.up_columns) * p.dim;
   unsigned needed = 0;
   if (p.dgate != nullptr) {
-    s.sums[needed++] = {a.pair_parts, 2 * half, half, p.dgate, p.norm_weight != nullptr};
+    s.sums[needed++] = {a.pair_parts, 2 * half, half, p.dgate, false, p.norm_weight != nullptr};
   }
   if (p.ddown != nullptr) {
-    s.sums[needed++] = {a.pair_parts + half, 2 * half, half, p.ddown, p.norm_weight != nullptr};
+    s.sums[needed++] = {a.pair_parts + half, 2 * half, half, p.ddown, false, p.norm_weight != nullptr};
   }
-  if (p.dup != nullptr) s.sums[needed++] = {a.up_parts, up, up, p.dup, false};
+  if (p.dup != nullptr) s.sums[needed++] = {a.up_parts, up, up, p.dup, true, false};
   int64_t most = 0;
   for (const Sum &sum : s.sums) most = sum.count > most ? sum.count : most;
   constexpr int kEach = kSumThreads * kSumWidth;
   const Launch how = {"swiglu_adapter_weights_sum_kernel",
                       dim3(static_cast<unsigned>((most + kEach - 1) / kEach), needed),
                       dim3(kSumThreads), 0, p.stream};
-  if (needed == 0) return ok();
-  if (p.variant & MMADAPT_WEIGHTS_SERIAL) return launch(how, sum_splits_kernel<T, W>, s);
-  return launch_dependent(how, sum_splits_kernel<T, W>, s);
+  return needed == 0 ? ok() : launch(how, sum_splits_kernel<T, W>, s);
 }
 
 template <class T, class W>
@@ -144,8 +142,6 @@ const char *refusal(const Problem &p, const Plan &plan) {
   if (plan.width == 0) {
     return "dz_experts, h_experts: expected 1 to 128 columns (experts times rank) in dz or in h";
   }
-  if (p.splits < 0 || p.splits > tiles_of(p.tokens)) return "splits: expected 0 to the tiles of 32 tokens";
-  if (p.stages < 0 || p.stages == 1) return "stages: expected 0, or 2 and more";
   const bool through_dz = p.dgate != nullptr || p.ddown != nullptr || p.dnorm != nullptr;
   if (through_dz != (p.dz_experts > 0)) return "dz_experts: goes with dgate, ddown or dnorm";
   if ((p.dup != nullptr) != (p.h_experts > 0)) return "h_experts: goes with dup";
@@ -182,7 +178,7 @@ mmadapt_cuda_status fill_maps(Arguments &a, const Problem &p, int width) {
 }
 
 Plan plan_of(const Problem &p) {
-  return make_plan(p.tokens, p.dim, p.dz_experts * p.rank, p.h_experts * p.rank, p.splits);
+  return make_plan(p.tokens, p.dim, p.dz_experts * p.rank, p.h_experts * p.rank);
 }
 
 }  // namespace
@@ -192,10 +188,8 @@ using namespace mmadapt;
 
 extern "C" mmadapt_swiglu_weights_plan mmadapt_swiglu_weights_plan_sm90(int64_t tokens, int32_t dim,
                                                                         int32_t dz_columns,
-                                                                        int32_t h_columns,
-                                                                        int32_t splits) {
-  const swiglu_weights::Plan p =
-      swiglu_weights::make_plan(tokens, dim, dz_columns, h_columns, splits);
+                                                                        int32_t h_columns) {
+  const swiglu_weights::Plan p = swiglu_weights::make_plan(tokens, dim, dz_columns, h_columns);
   return {p.width, p.pair_blocks, p.up_blocks, p.splits, p.parts};
 }
 
@@ -209,15 +203,12 @@ extern "C" mmadapt_cuda_status mmadapt_swiglu_weights_cuda(const mmadapt_swiglu_
   a.expert = p.expert;
   a.tokens = p.tokens;
   a.dim = p.dim;
-  a.rank = p.rank;
   a.pair_columns = p.dz_experts * p.rank;
   a.up_columns = p.h_experts * p.rank;
   a.pair_blocks = plan.pair_blocks;
   a.up_blocks = plan.up_blocks;
   a.splits = plan.splits;
   a.tiles = static_cast<int32_t>(swiglu_weights::tiles_of(p.tokens));
-  a.stages = p.stages;
-  a.keep_rows = (p.variant & MMADAPT_WEIGHTS_KEEP_ROWS) != 0;
   a.pair_parts = p.parts;
   a.up_parts = p.parts + int64_t(a.splits) * 2 * a.pair_columns * p.dim;
   const mmadapt_cuda_status status = swiglu_weights::fill_maps(a, p, plan.width);

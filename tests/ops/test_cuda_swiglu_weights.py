@@ -17,14 +17,14 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 HALF, MIXED = (BF16, BF16), (BF16, FP32)
 SIZES = {
     "tokens": 10, "dim": 256, "rank": 32, "dz_experts": 1, "h_experts": 1, "dtype": 1,
-    "weight_dtype": 1, "norm_dtype": 1, "splits": 0, "stages": 0, "variant": 0, "x": 0, "dy": 0,
+    "weight_dtype": 1, "norm_dtype": 1, "x": 0, "dy": 0,
     "dz": 0, "h": 0, "expert": 0, "norm_weight": 0, "gate": 0, "down": 0, "sums": 0,
     "count_sums": 0, "parts": 0, "dgate": 16, "ddown": 0, "dup": 16, "dnorm": 0, "stream": 0,
 }  # fmt: skip
 
 
-def plan(*sizes, splits=0):
-    return weights._C.cuda.swiglu_adapter_weights_plan(*sizes, splits)
+def plan(*sizes):
+    return weights._C.cuda.swiglu_adapter_weights_plan(*sizes)
 
 
 @pytest.mark.parametrize("columns", [8, 32, 40, 64, 72, 128])
@@ -44,7 +44,7 @@ def test_a_plan_of_one_factor_splits_the_tokens_further():
     assert plan(8192, 4096, 64, 64)[1:4] == (16, 16, 4)
     assert plan(8192, 4096, 64, 0)[1:4] == (16, 0, 8)
     assert plan(8192, 4096, 0, 64)[1:4] == (0, 16, 8)
-    assert plan(8192, 4096, 0, 64, splits=3)[3:] == (3, 3 * 4096 * 64)
+    assert plan(8192, 4096, 0, 64)[4] == 8 * 4096 * 64
 
 
 def test_sizes_without_a_plan():
@@ -73,8 +73,6 @@ def test_a_launch_without_a_gpu_names_its_arguments():
         ({"dtype": 0}, "dtype: expected bf16 or fp16"),
         ({"weight_dtype": 2}, "weight_dtype: expected dtype or fp32"),
         ({"norm_dtype": 2}, "norm_dtype: expected dtype or fp32"),
-        ({"splits": 2}, "splits: expected 0 to the tiles"),
-        ({"stages": 1}, "stages: expected 0, or 2 and more"),
         ({"dgate": 0}, "dz_experts: goes with"),
         ({"dz_experts": 0}, "dz_experts: goes with"),
         ({"dup": 0}, "h_experts: goes with dup"),
@@ -105,12 +103,18 @@ def test_what_is_left_to_triton_is_named():
     assert "multiple of 8" in weights.unsupported(1, 1, 20, *narrow(20))
 
 
-@pytest.mark.parametrize(("experts", "chosen"), [(1, "cuda"), (2, "cuda"), (5, "triton")])
-def test_the_kernel_is_chosen_by_what_it_supports(monkeypatch, experts, chosen):
+@pytest.mark.parametrize(
+    ("rank", "experts", "chosen"),
+    [
+        (32, 1, "cuda"), (32, 2, "cuda"), (64, 1, "cuda"), (32, 5, "triton"), (72, 1, "triton"),
+        (64, 2, "triton"),
+    ],
+)  # fmt: skip
+def test_the_kernel_is_chosen_by_what_it_supports_and_its_time(monkeypatch, rank, experts, chosen):
     called = []
     for name, module in (("cuda", weights), ("triton", backend.triton_backend)):
         monkeypatch.setattr(module, "weight_gradients", lambda *a, name=name: called.append(name))
-    x, gate, down, up, expert, _, dy = problem(6, 64, 32, experts)
+    x, gate, down, up, expert, _, dy = problem(6, 64, rank, experts)
     needs = (True, True, True, True, False)
     dz, h = backend.triton_backend.for_weights(x, gate, up, None, needs)
     gradients = (x, gate, down, up, x)
@@ -151,14 +155,12 @@ def factors(tokens, dim, rank, experts, ups, dtypes, runs=7):
     return x, dy, gate, down, up, ids, dz, spread(drawn[2], ups)
 
 
-def run(x, dy, gate, down, up, ids, dz, h, norm=None, residual="input", rstd=None, **choices):
+def run(x, dy, gate, down, up, ids, dz, h, norm=None, residual="input", rstd=None):
     """dgate, ddown, dup, dnorm."""
     like = [x, gate, down, up, x.new_empty(0) if norm is None else norm]
     gradients = tuple(torch.full_like(t, float("nan")) for t in like)
     assert weights.unsupported(len(gate), len(up), gate.shape[1], dz, h) is None
-    weights.weight_gradients(
-        dy, x, gate, down, ids, norm, rstd, residual, dz, h, gradients, **choices
-    )
+    weights.weight_gradients(dy, x, gate, down, ids, norm, rstd, residual, dz, h, gradients)
     return gradients[1:]
 
 
@@ -213,13 +215,31 @@ def test_error_rule(assert_as_good_as_eager, tokens, dim, rank, experts, ups, dt
         assert_as_good_as_eager(actual, same, true, largest=tokens < 2048)
 
 
-@pytest.mark.parametrize(
-    "choices", gpu(({"splits": 1},), ({"splits": 5},), ({"stages": 2},), ({"variant": 3},))
-)
-def test_choices_change_no_result(choices):
-    operands = factors(600, 520, 32, 2, 2, MIXED)
-    for actual, same in zip(run(*operands, **choices), run(*operands), strict=True):
-        torch.testing.assert_close(actual, same, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("runs", gpu((7,)))
+def test_tokens_without_an_expert_count_for_the_norm_that_is_the_base(
+    assert_as_good_as_eager, runs
+):
+    operands = factors(500, 264, 32, 2, 2, MIXED, runs=runs)
+    x, dy, nobody = *operands[:2], operands[5] < 0
+    rstd = 0.5 + torch.rand(500, device="cuda")
+    norm = {"norm": 0.5 + torch.rand(264, device="cuda"), "residual": "norm", "rstd": rstd}
+    eager, exact = (formula(t, *operands, **norm) for t in (BF16, torch.float64))
+    of_nobody = (dy.double() * x.double() * rstd[:, None])[nobody].sum(0)
+    assert of_nobody.norm() > 0.03 * exact[3].norm()  # would show if it were left out
+    for rows in (operands[6].transpose(0, 1), operands[7]):
+        rows[nobody] = float("nan")  # not looked at
+    for actual, same, true in zip(run(*operands, **norm), eager, exact, strict=True):
+        assert_as_good_as_eager(actual, same, true, largest=True)
+
+
+@pytest.mark.parametrize("runs", gpu((1,), (40,)))
+def test_ids_beyond_the_first_batches(assert_as_good_as_eager, runs):
+    operands = factors(
+        33_333, 4096, 32, 2, 2, MIXED, runs=runs
+    )  # 260 tiles a block, the last short
+    eager, exact = (formula(t, *operands) for t in (BF16, torch.float64))
+    for actual, same, true in zip(run(*operands)[:3], eager[:3], exact[:3], strict=True):
+        assert_as_good_as_eager(actual, same, true, largest=False)
 
 
 @pytest.mark.parametrize("runs", gpu((1,), (40,), (200,)))

@@ -13,7 +13,7 @@ namespace mmadapt::swiglu_weights {
 using namespace hopper;
 
 constexpr uint32_t kEveryToken = 0xFFFFFFFFu;
-constexpr int kBatch = 8;  // tiles whose ids the loading warp asks for at once
+constexpr int kBatch = 16;  // tiles whose ids the loading warp asks for at once: more than a ring holds
 
 // The same value in every lane, and known to the compiler as such: wgmma under a branch that might
 // diverge is serialised.
@@ -35,9 +35,8 @@ struct Ring {
 };
 
 template <class R>
-__device__ __forceinline__ Ring make_ring(const Arguments &a, uint32_t shared) {
-  const int count = a.stages > 0 && a.stages < R::kStages ? a.stages : R::kStages;
-  return {shared, shared + kSharedBytes, R::kStageBytes, count};
+__device__ __forceinline__ Ring make_ring(uint32_t shared) {
+  return {shared, shared + kSharedBytes, R::kStageBytes, R::kStages};
 }
 
 // Which stage comes next, and the parity of its barriers.
@@ -96,36 +95,48 @@ __device__ __forceinline__ void load_tile(const Arguments &a, const Ring &ring, 
   }
 }
 
-// Which tokens count of the tiles `first` to `first` + kBatch - 1: those with an expert. Lane i has those of
-// tile i; bit t is token t. Without experts all do: what lies past the last token reads as zero.
-__device__ __forceinline__ uint32_t counted_tokens(const Arguments &a, const Share &share, int first,
-                                                   int count, int lane) {
-  if (a.expert == nullptr) return kEveryToken;
-  bool routed[kBatch];
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    const int token = share.token(first + i) + lane;
-    routed[i] = first + i < count && token < a.tokens && __ldg(a.expert + token) >= 0;
-  }
-  uint32_t mine = 0;
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    const uint32_t tile = __ballot_sync(0xFFFFFFFFu, routed[i]);
-    if (lane == i) mine = tile;
-  }
-  return mine;
-}
+// Which tokens count of kBatch tiles: those with an expert. Without experts all do: what lies past the last
+// token reads as zero, whatever is said of it.
+struct Routed {
+  int32_t expert[kBatch] = {};  // of this lane's token of each tile; not looked at before `masks`
 
-// The loading warp. Tiles without a token that counts are left out; a stage that says so ends the rest.
+  __device__ __forceinline__ void ask(const Arguments &a, const Share &share, int first, int count,
+                                      int lane) {
+    const int last = static_cast<int>(a.tokens) - 1;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = share.token(min(first + i, count - 1)) + lane;
+      if (a.expert != nullptr) expert[i] = __ldg(a.expert + min(at, last));
+    }
+  }
+
+  // Lane i has the mask of tile i; bit t is token t.
+  __device__ __forceinline__ uint32_t masks(int lane) const {
+    uint32_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const uint32_t tile = __ballot_sync(0xFFFFFFFFu, expert[i] >= 0);
+      if (lane == i) mine = tile;
+    }
+    return mine;
+  }
+};
+
+// The loading warp. Tiles without a token that counts are left out; a stage that says so ends the rest. Ids
+// are asked for a batch ahead: they queue behind every tile on its way here, and a ring that waited for
+// them would have run empty.
 template <class R>
 __device__ __forceinline__ void load_tiles(const Arguments &a, const Ring &ring, const Share &share,
                                            int lane) {
-  const uint64_t policy = a.keep_rows ? evict_normal() : evict_first();
+  const uint64_t policy = evict_first();  // kept in L2, x and dy would cost 2 to 4 us in 60
   const int count = share.count();
   Slot slot;
+  Routed next;
+  next.ask(a, share, 0, count, lane);
 #pragma unroll 1
   for (int first = 0; first < count; first += kBatch) {
-    const uint32_t masks = counted_tokens(a, share, first, count, lane);
+    const uint32_t masks = next.masks(lane);
+    next.ask(a, share, first + kBatch, count, lane);
     const int last = min(kBatch, count - first);
 #pragma unroll 1
     for (int i = 0; i < last; ++i) {
@@ -227,61 +238,33 @@ __device__ __forceinline__ void sum_tiles(Sums<R> &sums, const Ring &ring, int w
   }
 }
 
-// Parts of dgate and ddown, [2, pair_columns, dim]: a warp's store covers 8 columns of x for each of 4
-// ranks, 32 bytes each.
+// A warp's store covers eight columns with eight ranks each, 256 bytes that lie side by side.
 template <class R>
-__device__ __forceinline__ void store_pair(const Sums<R> &sums, const Arguments &a,
-                                           const Share &share, int first_column, int lane) {
-  float *parts = a.pair_parts + int64_t(share.split) * 2 * a.pair_columns * a.dim;
+__device__ __forceinline__ void store_parts(const Sums<R> &sums, const Arguments &a, int split,
+                                            int first_column, int lane) {
+  const int columns = R::kPair ? a.pair_columns : a.up_columns, groups = columns / 8;
+  const int64_t group_size = int64_t(a.dim) * 8;
+  float *parts = (R::kPair ? a.pair_parts : a.up_parts) +
+                 split * (R::kPair ? 2 : 1) * groups * group_size + 2 * (lane % 4);
 #pragma unroll
   for (int p = 0; p < R::kProducts; ++p) {
 #pragma unroll
     for (int j = 0; j < R::kProductColumns / 8; ++j) {
       const int narrow = p * R::kProductColumns + 8 * j;  // both halves, padded
       const int half = narrow / R::kWidth, start = narrow % R::kWidth;
-      if (start >= a.pair_columns) continue;  // a multiple of 8, as the ranks are
-      const int row = half * a.pair_columns + start + 2 * (lane % 4);
+      if (start >= columns) continue;
+      float *group = parts + (half * groups + start / 8) * group_size;
 #pragma unroll
       for (int c = 0; c < R::kChunks; ++c) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = first_column + c * kChunk + 8 * i;
           if (column < a.dim) {
-            float *to = parts + int64_t(row) * a.dim + column;
-            to[0] = sums[p][c][4 * j + 2 * i];
-            to[a.dim] = sums[p][c][4 * j + 2 * i + 1];
+            *reinterpret_cast<float2 *>(group + column * 8) =
+                make_float2(sums[p][c][4 * j + 2 * i], sums[p][c][4 * j + 2 * i + 1]);
           }
         }
       }
-    }
-  }
-}
-
-// Parts of dup, [up_columns / rank, dim, rank]: 8 ranks for each of 8 columns of dy.
-template <class R>
-__device__ __forceinline__ void store_up(const Sums<R> &sums, const Arguments &a, const Share &share,
-                                         int first_column, int lane) {
-  float *parts = a.up_parts + int64_t(share.split) * a.up_columns * a.dim;
-  int first_rank = 0;
-#pragma unroll
-  for (int j = 0; j < R::kProductColumns / 8; ++j) {
-    if (8 * j >= a.up_columns) break;
-#pragma unroll
-    for (int c = 0; c < R::kChunks; ++c) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = first_column + c * kChunk + 8 * i;
-        if (column < a.dim) {
-          *reinterpret_cast<float2 *>(parts + int64_t(column) * a.rank + first_rank +
-                                      2 * (lane % 4)) =
-              make_float2(sums[0][c][4 * j + 2 * i], sums[0][c][4 * j + 2 * i + 1]);
-        }
-      }
-    }
-    first_rank += 8;
-    if (first_rank == a.rank) {  // on to the next expert
-      first_rank = 0;
-      parts += int64_t(a.rank) * a.dim;
     }
   }
 }
@@ -291,7 +274,7 @@ template <class T, class R>
 __device__ __forceinline__ void run_block(const Arguments &a, uint32_t shared, int block) {
   const int column_blocks = R::kPair ? a.pair_blocks : a.up_blocks;
   const Share share = {block % column_blocks * R::kColumns, block / column_blocks, a.splits, a.tiles};
-  const Ring ring = make_ring<R>(a, shared);
+  const Ring ring = make_ring<R>(shared);
   const int warp = static_cast<int>(uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
   if (warp == kConsumers / 32) {
     load_tiles<R>(a, ring, share, lane);
@@ -302,11 +285,7 @@ __device__ __forceinline__ void run_block(const Arguments &a, uint32_t shared, i
   sum_tiles<T, R>(sums, ring, warpgroup, lane);
   const int first_column =
       share.column + warpgroup * R::kChunks * kChunk + warp % 4 * 16 + lane / 4;
-  if constexpr (R::kPair) {
-    store_pair<R>(sums, a, share, first_column, lane);
-  } else {
-    store_up<R>(sums, a, share, first_column, lane);
-  }
+  store_parts<R>(sums, a, share.split, first_column, lane);
 }
 
 }  // namespace mmadapt::swiglu_weights

@@ -62,8 +62,8 @@ constexpr int64_t tiles_of(int64_t tokens) { return (tokens + kTokens - 1) / kTo
 
 inline int blocks_over(int dim, int columns) { return (dim + columns - 1) / columns; }
 
-// `pair_columns`, `up_columns`: of one half of dz and of h; 0: not there. `splits`: 0, or what is wanted.
-inline Plan make_plan(int64_t tokens, int dim, int pair_columns, int up_columns, int splits) {
+// `pair_columns`, `up_columns`: of one half of dz and of h; 0: not there.
+inline Plan make_plan(int64_t tokens, int dim, int pair_columns, int up_columns) {
   const int most = pair_columns > up_columns ? pair_columns : up_columns;
   if (most < 1 || most > kMaxColumns) return {};
   Plan p = {};
@@ -72,8 +72,8 @@ inline Plan make_plan(int64_t tokens, int dim, int pair_columns, int up_columns,
   p.pair_blocks = pair_columns > 0 ? blocks_over(dim, pair_width) : 0;
   p.up_blocks = up_columns > 0 ? blocks_over(dim, Tile<64, false>::kColumns) : 0;
   const int64_t most_splits = tiles_of(tokens) / kLeastTiles;
-  p.splits = splits > 0 ? splits : kBlocks / (p.pair_blocks + p.up_blocks);
-  if (splits == 0 && p.splits > most_splits) p.splits = static_cast<int>(most_splits);
+  p.splits = kBlocks / (p.pair_blocks + p.up_blocks);
+  if (p.splits > most_splits) p.splits = static_cast<int>(most_splits);
   if (p.splits < 1) p.splits = 1;
   p.parts = int64_t(p.splits) * dim * (2 * int64_t(pair_columns) + up_columns);
   return p;

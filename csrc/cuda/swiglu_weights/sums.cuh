@@ -1,7 +1,7 @@
 // The second stage: the splits' sums added in ascending order, in the layout and dtype of the gradients.
+// Partial sums lie in groups of eight ranks; a thread takes half a group of one column of x (or dy).
 #pragma once
 
-#include "../hopper/dependent.cuh"
 #include "../vec.cuh"
 #include "arguments.h"
 
@@ -9,7 +9,7 @@ namespace mmadapt::swiglu_weights {
 namespace {
 
 constexpr int kSumThreads = 256;
-constexpr int kSumWidth = 4;  // floats a thread
+constexpr int kSumWidth = 4;  // ranks a thread
 
 template <class T>
 __device__ __forceinline__ float number(const void *numbers, bool is_fp32, int64_t at) {
@@ -22,7 +22,6 @@ __device__ __forceinline__ float number(const void *numbers, bool is_fp32, int64
 template <class T, class W>
 __global__ void __launch_bounds__(kSumThreads)
     sum_splits_kernel(const __grid_constant__ SumArguments a) {
-  hopper::wait_for_predecessor();
   const Sum &s = a.sums[blockIdx.y];
   const int64_t at = (int64_t(blockIdx.x) * kSumThreads + threadIdx.x) * kSumWidth;
   if (at >= s.count) return;
@@ -35,23 +34,26 @@ __global__ void __launch_bounds__(kSumThreads)
 #pragma unroll
     for (int i = 0; i < kSumWidth; ++i) total[i] += part.at[i];
   }
-  if (s.weighted) {
-    const int column = static_cast<int>(at % a.dim);
+  const int place = static_cast<int>(at / 8), column = place % a.dim;
+  const int row = place / a.dim * 8 + static_cast<int>(at % 8);  // of all experts' ranks
+  const float factor =
+      s.weighted ? number<T>(a.norm_weight, a.norm_is_fp32, column) : 1.0f;
+  Vec<W, kSumWidth> rounded;
 #pragma unroll
-    for (int i = 0; i < kSumWidth; ++i) {
-      total[i] *= number<T>(a.norm_weight, a.norm_is_fp32, column + i);
-    }
+  for (int i = 0; i < kSumWidth; ++i) rounded.at[i] = from_float<W>(total[i] * factor);
+  W *out = static_cast<W *>(s.out);
+  if (s.by_column) {
+    store(out + (int64_t(row / a.rank) * a.dim + column) * a.rank + row % a.rank, rounded);
+    return;
   }
-  Vec<W, kSumWidth> out;
 #pragma unroll
-  for (int i = 0; i < kSumWidth; ++i) out.at[i] = from_float<W>(total[i]);
-  store(static_cast<W *>(s.out) + at, out);
+  for (int i = 0; i < kSumWidth; ++i) out[int64_t(row + i) * a.dim + column] = rounded.at[i];
 }
 
 constexpr int kNormWarps = 16;
 
 // dnorm[d] = sum over rows n of [gate; down] of weight[n, d] * (sum over splits of parts[n, d]), and then the
-// given sums. A block owns 32 columns; warp w takes rows w, w + 16, ...; the warps' sums are added in order.
+// given sums. A block owns 32 columns; warp w takes every 16th four rows; the warps' sums are added in order.
 template <class T, class W>
 __global__ void __launch_bounds__(32 * kNormWarps)
     norm_weight_kernel(const __grid_constant__ NormArguments a) {
@@ -61,16 +63,20 @@ __global__ void __launch_bounds__(32 * kNormWarps)
   const int rows = 2 * a.columns;
   float total = 0.0f;
   if (column < a.dim) {
-    for (int n = warp; n < rows; n += kNormWarps) {
-      const float *parts = a.parts + int64_t(n) * a.dim + column;
-      float sum = 0.0f;
+    for (int n = kSumWidth * warp; n < rows; n += kSumWidth * kNormWarps) {
+      const float *parts = a.parts + (int64_t(n / 8) * a.dim + column) * 8 + n % 8;
+      float sum[kSumWidth] = {};
 #pragma unroll 4
       for (int split = 0; split < a.splits; ++split) {
-        sum += parts[int64_t(split) * rows * a.dim];
+        const auto part = load<float, kSumWidth>(parts + int64_t(split) * rows * a.dim);
+#pragma unroll
+        for (int i = 0; i < kSumWidth; ++i) sum[i] += part.at[i];
       }
       const bool of_gate = n < a.columns;
-      const W *weight = static_cast<const W *>(of_gate ? a.gate : a.down);
-      total += to_float(weight[int64_t(of_gate ? n : n - a.columns) * a.dim + column]) * sum;
+      const W *weight = static_cast<const W *>(of_gate ? a.gate : a.down) +
+                        int64_t(of_gate ? n : n - a.columns) * a.dim + column;
+#pragma unroll
+      for (int i = 0; i < kSumWidth; ++i) total += to_float(weight[int64_t(i) * a.dim]) * sum[i];
     }
     for (int n = warp; n < a.count_sums; n += kNormWarps) {
       total += a.sums[int64_t(n) * a.dim + column];

@@ -14,19 +14,11 @@
 extern "C" {
 #endif
 
-typedef enum {
-  // For measurements: 0 is what is meant to be used.
-  MMADAPT_WEIGHTS_SERIAL = 1,    // the second kernel is not launched before the first has ended
-  MMADAPT_WEIGHTS_KEEP_ROWS = 2  // x and dy pass through L2 like everything else
-} mmadapt_swiglu_weights_variant;
-
 typedef struct {
   int64_t tokens;
   int32_t dim, rank;
   int32_t dz_experts, h_experts;            // 0: neither dz (or h) nor what is made of it is there
   int32_t dtype, weight_dtype, norm_dtype;  // mmadapt_dtype
-  int32_t splits, stages;                   // 0: the plan's choice
-  int32_t variant;                          // 0, or bits of mmadapt_swiglu_weights_variant
   const void *x, *dy;        // [tokens, dim]
   const void *dz;            // [2, tokens, dz_experts, rank]: gate's and down's
   const void *h;             // [tokens, h_experts, rank]
@@ -49,10 +41,9 @@ typedef struct {
   int64_t parts;          // floats
 } mmadapt_swiglu_weights_plan;
 
-// `dz_columns`: dz_experts * rank; `h_columns` likewise. `splits`: 0, or what is wanted.
+// `dz_columns`: dz_experts * rank; `h_columns` likewise.
 mmadapt_swiglu_weights_plan mmadapt_swiglu_weights_plan_sm90(int64_t tokens, int32_t dim,
-                                                             int32_t dz_columns, int32_t h_columns,
-                                                             int32_t splits);
+                                                             int32_t dz_columns, int32_t h_columns);
 mmadapt_cuda_status mmadapt_swiglu_weights_cuda(const mmadapt_swiglu_weights_sm90 *p);
 
 #ifdef __cplusplus

@@ -46,28 +46,22 @@ def weight_gradients(
     dz: Tensor,
     h: Tensor,
     gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    *,
-    splits: int = 0,
-    stages: int = 0,
-    variant: int = 0,
 ) -> None:
-    """Fill dgate, ddown, dup and dnorm, those that are not of size 0, from dz and h.
-
-    `splits`, `stages`, `variant`: for measurements, 0 is the kernel's choice.
-    """
+    """Fill dgate, ddown, dup and dnorm, those that are not of size 0, from dz and h."""
     if dz.numel() == 0 and h.numel() == 0:
         return
     (tokens, dim), rank = x.shape, gate.shape[1]
     columns = [t.shape[-1] if t.numel() else 0 for t in (dz, h)]
-    *_, floats = _C.cuda.swiglu_adapter_weights_plan(tokens, dim, *columns, splits)
+    *_, floats = _C.cuda.swiglu_adapter_weights_plan(tokens, dim, *columns)
     parts = x.new_empty(floats, dtype=torch.float32)
-    # Where the norm is also the base, its weight's gradient has a sum over tokens of its own.
+    # Where the norm is also the base, its weight's gradient has a sum of its own, over all tokens:
+    # those without an expert have a base too.
     through_base = residual == "norm" and norm_weight is not None and gradients[4].numel() > 0
     sums = column_sums(dy, x, rstd) if through_base else parts.new_empty(0, dim)
     norm_dtype = x.dtype if norm_weight is None else norm_weight.dtype
     _C.cuda.swiglu_adapter_weights(
         tokens, dim, rank, *(c // rank for c in columns),
-        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], splits, stages, variant,
+        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype],
         *map(address, (x, dy, dz, h, expert, norm_weight, gate, down, sums)), sums.shape[0],
         *map(address, (parts, *gradients[1:])), stream(x),
     )  # fmt: skip

@@ -29,6 +29,10 @@ MAX_DIM = 8192
 MULTIPLE = 8
 """dim and rank: rows start at multiples of 16 bytes."""
 
+MAX_WEIGHTS_COLUMNS = 64
+"""(expert, rank) columns up to which CUDA makes the weights' gradients: at 128 Triton is faster (83
+us against 91 for 8192 x 4096 in bf16 on an H100)."""
+
 RESIDUALS = {"none": 0, "input": 1, "norm": 2}  # mmadapt_residual
 
 
@@ -135,11 +139,12 @@ def _weight_gradients(
     gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     needs: tuple[bool, ...],
 ) -> None:
-    """By the CUDA kernel, or by Triton's where that gives a reason why not: many experts, whose
-    columns do not fit side by side."""
+    """By the CUDA kernel, or by Triton's where that gives a reason why not (many experts, whose
+    columns do not fit side by side) or is faster."""
     (experts, rank, _), ups = gate.shape, gradients[3].shape[0] if needs[3] else 1
     operands = (dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients)
-    if cuda_weights.unsupported(experts, ups, rank, dz, h) is None:
+    faster = max(dz.shape[-1], h.shape[-1]) <= MAX_WEIGHTS_COLUMNS
+    if faster and cuda_weights.unsupported(experts, ups, rank, dz, h) is None:
         cuda_weights.weight_gradients(*operands)
     else:
         triton_backend.weight_gradients(*operands, needs)
