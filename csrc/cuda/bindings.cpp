@@ -2,7 +2,6 @@
 
 #include "bindings.h"
 
-#include "mmadapt/masked_rows.h"
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
 
@@ -60,12 +59,6 @@ void register_cuda(py::module_ &parent) {
   define_adapters(m);
 #endif
 
-  using MaskedRows = mmadapt_masked_rows;
-  define(m, "masked_rows", &mmadapt_masked_rows_cuda,  //
-         field("tokens", &MaskedRows::tokens), field("mask", &MaskedRows::mask),
-         field("rows", &MaskedRows::rows), field("count", &MaskedRows::count),
-         field("stream", &MaskedRows::stream));
-
   using GateForward = mmadapt_modality_gate_forward;
   define(m, "modality_gate_forward", &mmadapt_modality_gate_forward_cuda,  //
          field("tokens", &GateForward::tokens), field("heads", &GateForward::heads),
@@ -95,21 +88,20 @@ void register_cuda(py::module_ &parent) {
          field("weight_dtype", &ProjectedForward::weight_dtype),
          field("value", &ProjectedForward::value), field("hidden", &ProjectedForward::hidden),
          field("weight", &ProjectedForward::weight), field("mask", &ProjectedForward::mask),
-         field("rows", &ProjectedForward::rows), field("y", &ProjectedForward::y),
-         field("gate", &ProjectedForward::gate), field("saved", &ProjectedForward::saved),
-         field("stream", &ProjectedForward::stream));
+         field("y", &ProjectedForward::y), field("gate", &ProjectedForward::gate),
+         field("saved", &ProjectedForward::saved), field("stream", &ProjectedForward::stream));
 
   using ProjectedBackward = mmadapt_projected_modality_gate_backward;
   define(m, "projected_modality_gate_backward", &mmadapt_projected_modality_gate_backward_cuda,  //
          field("tokens", &ProjectedBackward::tokens), field("heads", &ProjectedBackward::heads),
          field("size", &ProjectedBackward::size), field("width", &ProjectedBackward::width),
-         field("runs", &ProjectedBackward::runs), field("dtype", &ProjectedBackward::dtype),
+         field("dtype", &ProjectedBackward::dtype),
          field("weight_dtype", &ProjectedBackward::weight_dtype),
          field("dy", &ProjectedBackward::dy), field("value", &ProjectedBackward::value),
          field("hidden", &ProjectedBackward::hidden), field("weight", &ProjectedBackward::weight),
          field("mask", &ProjectedBackward::mask), field("gate", &ProjectedBackward::gate),
-         field("rows", &ProjectedBackward::rows), field("dlogits", &ProjectedBackward::dlogits),
-         field("parts", &ProjectedBackward::parts), field("dvalue", &ProjectedBackward::dvalue),
+         field("dlogits", &ProjectedBackward::dlogits),
+         field("dvalue", &ProjectedBackward::dvalue),
          field("dhidden", &ProjectedBackward::dhidden),
          field("dweight", &ProjectedBackward::dweight),
          field("stream", &ProjectedBackward::stream));
