@@ -4,6 +4,7 @@
 
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
+#include "mmadapt/swiglu_adapter_portable.h"
 
 namespace py = pybind11;
 
@@ -49,6 +50,25 @@ void define_adapters(py::module_ &m) {
       "(cluster, columns, warpgroups, buffers, shared bytes); cluster 0: does not fit.");
 }
 #endif
+
+// The members of `Call::problem`, which both calls have, and then `own`.
+template <class Call, class... Own>
+void define_portable_adapter(py::module_ &m, const char *name,
+                             mmadapt_cuda_status (*launcher)(const Call *), Own... own) {
+  using Problem = mmadapt_swiglu_adapter_portable;
+  const auto shared = [](const char *field_name, auto Problem::*member) {
+    return nested(field_name, &Call::problem, member);
+  };
+  define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
+         shared("rank", &Problem::rank), shared("experts", &Problem::experts),
+         shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
+         shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
+         shared("residual", &Problem::residual), shared("scale", &Problem::scale),
+         shared("eps", &Problem::eps), shared("stages", &Problem::stages), shared("x", &Problem::x),
+         shared("gate", &Problem::gate), shared("down", &Problem::down), shared("up", &Problem::up),
+         shared("expert", &Problem::expert), shared("norm_weight", &Problem::norm_weight),
+         shared("workspace", &Problem::workspace), shared("stream", &Problem::stream), own...);
+}
 
 }  // namespace
 
@@ -105,6 +125,20 @@ void register_cuda(py::module_ &parent) {
          field("dhidden", &ProjectedBackward::dhidden),
          field("dweight", &ProjectedBackward::dweight),
          field("stream", &ProjectedBackward::stream));
+
+  using PortableForward = mmadapt_swiglu_adapter_forward_portable;
+  define_portable_adapter(m, "swiglu_adapter_portable_forward",
+                          &mmadapt_swiglu_adapter_forward_portable_cuda,
+                          field("y", &PortableForward::y), field("zg", &PortableForward::zg),
+                          field("zd", &PortableForward::zd), field("rstd", &PortableForward::rstd));
+
+  using PortableDx = mmadapt_swiglu_adapter_dx_portable;
+  define_portable_adapter(m, "swiglu_adapter_portable_dx", &mmadapt_swiglu_adapter_dx_portable_cuda,
+                          field("dy", &PortableDx::dy), field("zg", &PortableDx::zg),
+                          field("zd", &PortableDx::zd), field("rstd", &PortableDx::rstd),
+                          field("dx", &PortableDx::dx), field("dz", &PortableDx::dz),
+                          field("h", &PortableDx::h), field("dz_experts", &PortableDx::dz_experts),
+                          field("h_experts", &PortableDx::h_experts));
 }
 
 }  // namespace mmadapt

@@ -11,7 +11,6 @@ namespace mmadapt {
 
 constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;  // rows per block and pass
 constexpr int kMostHeads = 1024;                            // 8 rows of gates: 32 KB
-constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // Grid for rows that are cut into blocks of kRowWarps.
 inline int64_t row_blocks(int64_t tokens) { return (tokens + kRowWarps - 1) / kRowWarps; }

@@ -10,6 +10,8 @@
 
 namespace mmadapt {
 
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vec {
   T at[V];

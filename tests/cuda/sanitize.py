@@ -1,14 +1,15 @@
 r"""Every operator of the CUDA backend on a few shapes, forward and backward, against the reference.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        python -m tests.cuda.sanitize [--quick] [OPERATOR...]
+        python -m tests.cuda.sanitize [--quick] [--portable] [OPERATOR...]
 
 and likewise racecheck, initcheck and synccheck (`make sanitize` runs all four). Shapes are small,
 since the sanitizer slows kernels down a hundredfold, and ragged, since that is where kernels read
 past an end: none a multiple of a tile, tails of one row, one token, no masked token. Operands are
 drawn, and the reference computed, on the CPU: on the GPU run the kernels under test, and little
-else. --quick takes every fifth problem, a minute instead of four. Exit status 1 if a result is off;
-a shape that a backend refuses is named. Without a GPU: says so, exit status 2.
+else. --quick takes every fifth problem, a minute instead of four; --portable runs swiglu_adapter's
+portable kernels on a Hopper GPU too. Exit status 1 if a result is off; a shape that a backend
+refuses is named. Without a GPU: says so, exit status 2.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mmadapt.ops import (
     projected_modality_gate,
     swiglu_adapter,
 )
+from mmadapt.ops._backends import load
 
 DEVICE = "cuda"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -186,10 +188,13 @@ def main() -> int:
     )
     parser.add_argument("operators", nargs="*", choices=[*PROBLEMS, []], default=[])
     parser.add_argument("--quick", action="store_true", help="every fifth problem")
+    parser.add_argument("--portable", action="store_true", help="swiglu_adapter without wgmma")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("there is no GPU here")
         return 2
+    if arguments.portable:
+        load("mmadapt.ops._backends.cuda.swiglu_adapter").kernels = lambda *operands: "portable"
     torch.manual_seed(0)
     faults = []
     for op in arguments.operators or PROBLEMS:

@@ -1,4 +1,5 @@
-"""`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter_sm90.cu).
+"""`swiglu_adapter` in CUDA C++: by kernels for Hopper (csrc/cuda/swiglu_adapter_sm90.cu) and, where
+they cannot run, by those for every GPU from sm_80 on (`_swiglu_portable`).
 
 Forward and the gradient of x. The weights' gradients come from what the latter leaves behind, by
 the Triton kernels; so does a backward in which x needs no gradient.
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outputs
+from mmadapt.ops._backends.cuda import _swiglu_portable as portable
 from mmadapt.ops._backends.cuda._launch import (
     DTYPES,
     address,
@@ -21,14 +23,10 @@ from mmadapt.ops._backends.cuda._launch import (
 from mmadapt.ops._backends.triton import swiglu_adapter as triton_backend
 
 _C = extension()
-if not hasattr(_C.cuda, "swiglu_adapter_forward"):
-    raise ImportError("mmadapt._C was built without sm_90a")
+if not hasattr(_C.cuda, "swiglu_adapter_portable_forward"):
+    raise ImportError("mmadapt._C is older than its sources")
 
-MAX_RANK = 128
-MULTIPLE = 8
-"""dim and rank: rows start at multiples of 16 bytes."""
-
-RESIDUALS = {"none": 0, "input": 1, "norm": 2}  # mmadapt_residual
+RESIDUALS = portable.RESIDUALS
 
 
 def unsupported(
@@ -40,25 +38,19 @@ def unsupported(
     norm_weight: Tensor | None,
 ) -> str | None:
     """The constraint that rules this backend out, or None."""
-    reason = unsupported_device("x", x, (torch.bfloat16, torch.float16), hopper=True)
-    if reason is not None:
-        return reason
-    if (reason := triton_backend.unsupported(x, gate, down, up, expert, norm_weight)) is not None:
-        return reason  # it makes the weights' gradients
+    if (reason := portable.unsupported(x, gate)) is not None:
+        return reason  # these take whatever the others do
+    # Triton's kernels make the weights' gradients.
+    return triton_backend.unsupported(x, gate, down, up, expert, norm_weight)
+
+
+def kernels(x: Tensor, gate: Tensor, up: Tensor, norm_weight: Tensor | None) -> str:
+    """Which kernels serve a call that is not `unsupported`: "hopper" or "portable"."""
+    if unsupported_device("x", x, (torch.bfloat16, torch.float16), hopper=True) is not None:
+        return "portable"
     experts, rank, dim = gate.shape
-    for name, size in (("dim", dim), ("rank", rank)):
-        if size % MULTIPLE != 0:
-            return f"{name} {size} is not a multiple of {MULTIPLE}"
-    if rank > MAX_RANK:
-        return f"rank {rank} is larger than {MAX_RANK}"
-    if x.shape[0] >= 2**31 - 64:
-        return f"x has {x.shape[0]} rows, too many"
-    if not _fits(dim, rank, experts, up.shape[0], norm_weight is not None):
-        return (
-            f"the weights of {experts} experts at dim {dim}, rank {rank} do not fit into the "
-            "shared memory of 16 blocks"
-        )
-    return None
+    fits = _fits(dim, rank, experts, up.shape[0], norm_weight is not None)
+    return "hopper" if fits else "portable"
 
 
 @functools.cache
@@ -78,12 +70,20 @@ def forward(
     eps: float,
     residual: str,
     scale: float,
+    *,
+    path: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y [T, d], zg [T, m], zd [T, m], rstd [T] or [0]; see the reference backend."""
+    """y [T, d], zg [T, m], zd [T, m], rstd [T] or [0]; see the reference backend.
+
+    `path`: what `kernels` would choose; tests name the other.
+    """
     outputs = swiglu_adapter_outputs(x, gate, norm_weight)
     if x.numel() == 0:
         return outputs
     x, gate, down, up, norm_weight = map(_aligned, (x, gate, down, up, norm_weight))
+    if (path or kernels(x, gate, up, norm_weight)) == "portable":
+        portable.forward(x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs)
+        return outputs
     with on_device(x):
         _C.cuda.swiglu_adapter_forward(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
@@ -107,8 +107,13 @@ def backward(
     residual: str,
     scale: float,
     needs: tuple[bool, bool, bool, bool, bool],
+    *,
+    path: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false."""
+    """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false.
+
+    `path`: as in `forward`.
+    """
     if not needs[0] or x.numel() == 0:
         return triton_backend.backward(
             dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale, needs
@@ -118,11 +123,17 @@ def backward(
     dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
     rank = gate.shape[1]
     with on_device(x):
-        _C.cuda.swiglu_adapter_dx(
-            *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
-            *map(address, (dy, zg, zd, rstd, gradients[0], dz, h)),
-            dz.shape[-1] // rank, h.shape[-1] // rank,
-        )  # fmt: skip
+        if (path or kernels(x, gate, up, norm_weight)) == "portable":
+            portable.input_gradient(
+                dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale,
+                gradients[0], dz, h,
+            )  # fmt: skip
+        else:
+            _C.cuda.swiglu_adapter_dx(
+                *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale),
+                *map(address, (dy, zg, zd, rstd, gradients[0], dz, h)),
+                dz.shape[-1] // rank, h.shape[-1] // rank,
+            )  # fmt: skip
         triton_backend.weight_gradients(
             dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
         )
