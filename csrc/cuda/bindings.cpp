@@ -3,9 +3,9 @@
 #include "bindings.h"
 
 #include "mmadapt/cp_linear_cuda.h"
-#include "mmadapt/masked_rows.h"
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
+#include "mmadapt/swiglu_adapter_portable.h"
 #include "mmadapt/swiglu_weights_cuda.h"
 
 namespace py = pybind11;
@@ -87,6 +87,25 @@ void define_cp_linears(py::module_ &m) {
 }
 #endif
 
+// The members of `Call::problem`, which both calls have, and then `own`.
+template <class Call, class... Own>
+void define_portable_adapter(py::module_ &m, const char *name,
+                             mmadapt_cuda_status (*launcher)(const Call *), Own... own) {
+  using Problem = mmadapt_swiglu_adapter_portable;
+  const auto shared = [](const char *field_name, auto Problem::*member) {
+    return nested(field_name, &Call::problem, member);
+  };
+  define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
+         shared("rank", &Problem::rank), shared("experts", &Problem::experts),
+         shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
+         shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
+         shared("residual", &Problem::residual), shared("scale", &Problem::scale),
+         shared("eps", &Problem::eps), shared("stages", &Problem::stages), shared("x", &Problem::x),
+         shared("gate", &Problem::gate), shared("down", &Problem::down), shared("up", &Problem::up),
+         shared("expert", &Problem::expert), shared("norm_weight", &Problem::norm_weight),
+         shared("workspace", &Problem::workspace), shared("stream", &Problem::stream), own...);
+}
+
 }  // namespace
 
 void register_cuda(py::module_ &parent) {
@@ -96,12 +115,6 @@ void register_cuda(py::module_ &parent) {
   define_adapters(m);
   define_cp_linears(m);
 #endif
-
-  using MaskedRows = mmadapt_masked_rows;
-  define(m, "masked_rows", &mmadapt_masked_rows_cuda,  //
-         field("tokens", &MaskedRows::tokens), field("mask", &MaskedRows::mask),
-         field("rows", &MaskedRows::rows), field("count", &MaskedRows::count),
-         field("stream", &MaskedRows::stream));
 
   using GateForward = mmadapt_modality_gate_forward;
   define(m, "modality_gate_forward", &mmadapt_modality_gate_forward_cuda,  //
@@ -132,21 +145,20 @@ void register_cuda(py::module_ &parent) {
          field("weight_dtype", &ProjectedForward::weight_dtype),
          field("value", &ProjectedForward::value), field("hidden", &ProjectedForward::hidden),
          field("weight", &ProjectedForward::weight), field("mask", &ProjectedForward::mask),
-         field("rows", &ProjectedForward::rows), field("y", &ProjectedForward::y),
-         field("gate", &ProjectedForward::gate), field("saved", &ProjectedForward::saved),
-         field("stream", &ProjectedForward::stream));
+         field("y", &ProjectedForward::y), field("gate", &ProjectedForward::gate),
+         field("saved", &ProjectedForward::saved), field("stream", &ProjectedForward::stream));
 
   using ProjectedBackward = mmadapt_projected_modality_gate_backward;
   define(m, "projected_modality_gate_backward", &mmadapt_projected_modality_gate_backward_cuda,  //
          field("tokens", &ProjectedBackward::tokens), field("heads", &ProjectedBackward::heads),
          field("size", &ProjectedBackward::size), field("width", &ProjectedBackward::width),
-         field("runs", &ProjectedBackward::runs), field("dtype", &ProjectedBackward::dtype),
+         field("dtype", &ProjectedBackward::dtype),
          field("weight_dtype", &ProjectedBackward::weight_dtype),
          field("dy", &ProjectedBackward::dy), field("value", &ProjectedBackward::value),
          field("hidden", &ProjectedBackward::hidden), field("weight", &ProjectedBackward::weight),
          field("mask", &ProjectedBackward::mask), field("gate", &ProjectedBackward::gate),
-         field("rows", &ProjectedBackward::rows), field("dlogits", &ProjectedBackward::dlogits),
-         field("parts", &ProjectedBackward::parts), field("dvalue", &ProjectedBackward::dvalue),
+         field("dlogits", &ProjectedBackward::dlogits),
+         field("dvalue", &ProjectedBackward::dvalue),
          field("dhidden", &ProjectedBackward::dhidden),
          field("dweight", &ProjectedBackward::dweight),
          field("stream", &ProjectedBackward::stream));
@@ -174,6 +186,20 @@ void register_cuda(py::module_ &parent) {
       },
       "(width, blocks over the columns of x, of dy, splits, floats of parts); width 0: unsupported.");
 #endif
+
+  using PortableForward = mmadapt_swiglu_adapter_forward_portable;
+  define_portable_adapter(m, "swiglu_adapter_portable_forward",
+                          &mmadapt_swiglu_adapter_forward_portable_cuda,
+                          field("y", &PortableForward::y), field("zg", &PortableForward::zg),
+                          field("zd", &PortableForward::zd), field("rstd", &PortableForward::rstd));
+
+  using PortableDx = mmadapt_swiglu_adapter_dx_portable;
+  define_portable_adapter(m, "swiglu_adapter_portable_dx", &mmadapt_swiglu_adapter_dx_portable_cuda,
+                          field("dy", &PortableDx::dy), field("zg", &PortableDx::zg),
+                          field("zd", &PortableDx::zd), field("rstd", &PortableDx::rstd),
+                          field("dx", &PortableDx::dx), field("dz", &PortableDx::dz),
+                          field("h", &PortableDx::h), field("dz_experts", &PortableDx::dz_experts),
+                          field("h_experts", &PortableDx::h_experts));
 }
 
 }  // namespace mmadapt

@@ -57,9 +57,10 @@ __device__ __forceinline__ uint32_t pack(float first, float second) {
   return *reinterpret_cast<const uint32_t *>(&pair);
 }
 
-// The operand A for columns 2j and 2j + 1 out of eight that this lane holds of rows k: they become
-// rows g and g + 8 of A. `k`: this lane's four rows, each eight numbers.
-__device__ __forceinline__ void transposed(uint32_t (&a)[4], const uint32_t (&k)[4][4], int j) {
+// The operand A for columns 2j and 2j + 1 out of those that this lane holds of rows k: they become
+// rows g and g + 8 of A. `k`: this lane's four rows, each `words` pairs of numbers.
+template <int words>
+__device__ __forceinline__ void transposed(uint32_t (&a)[4], const uint32_t (&k)[4][words], int j) {
   a[0] = __byte_perm(k[0][j], k[1][j], 0x5410);  // lower halves
   a[1] = __byte_perm(k[0][j], k[1][j], 0x7632);  // upper halves
   a[2] = __byte_perm(k[2][j], k[3][j], 0x5410);

@@ -31,20 +31,26 @@ __device__ __forceinline__ void project_mma(const T *__restrict__ hidden,
   const T *x = hidden + (row_inside ? static_cast<int64_t>(rows[group]) * width : 0);
   const W *w_low = weight + (low_inside ? static_cast<int64_t>(low) * width : 0);
   const W *w_high = weight + (high_inside ? static_cast<int64_t>(high) * width : 0);
+  constexpr int kSteps = 4, kStep = kRowWarps * 32;  // in flight at a time
   float c[4] = {};
   // All lanes of a warp go as often: each takes part in every product.
-#pragma unroll 3
-  for (int base = warp * 32; base < width; base += kRowWarps * 32) {
-    const int k = base + quad * 8;
-    const bool k_inside = k < width;
-    uint32_t b[4], lo[4], hi[4];
-    load_eight<T>(b, x + k, row_inside && k_inside);
-    load_eight<T>(lo, w_low + k, low_inside && k_inside);
-    load_eight<T>(hi, w_high + k, high_inside && k_inside);
-    const uint32_t a0[4] = {lo[0], hi[0], lo[1], hi[1]};
-    const uint32_t a1[4] = {lo[2], hi[2], lo[3], hi[3]};
-    mma(c, a0, b[0], b[1], T{});
-    mma(c, a1, b[2], b[3], T{});
+  for (int base = warp * 32; base < width; base += kSteps * kStep) {
+    uint32_t b[kSteps][4], lo[kSteps][4], hi[kSteps][4];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int k = base + s * kStep + quad * 8;
+      const bool k_inside = k < width;
+      load_eight<T>(b[s], x + k, row_inside && k_inside);
+      load_eight<T>(lo[s], w_low + k, low_inside && k_inside);
+      load_eight<T>(hi[s], w_high + k, high_inside && k_inside);
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const uint32_t a0[4] = {lo[s][0], hi[s][0], lo[s][1], hi[s][1]};
+      const uint32_t a1[4] = {lo[s][2], hi[s][2], lo[s][3], hi[s][3]};
+      mma(c, a0, b[s][0], b[s][1], T{});
+      mma(c, a1, b[s][2], b[s][3], T{});
+    }
   }
 #pragma unroll
   for (int e = 0; e < 4; ++e) parts[warp][group + 8 * (e / 2)][2 * quad + e % 2] = c[e];

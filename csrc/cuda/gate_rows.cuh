@@ -11,14 +11,13 @@ namespace mmadapt {
 
 constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;  // rows per block and pass
 constexpr int kMostHeads = 1024;                            // 8 rows of gates: 32 KB
-constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // Grid for rows that are cut into blocks of kRowWarps.
 inline int64_t row_blocks(int64_t tokens) { return (tokens + kRowWarps - 1) / kRowWarps; }
 
-template <class T, int V>
-__device__ __forceinline__ void copy_row(const T *from, T *to, int vectors, int lane) {
-  constexpr int kBatch = 8;
+// each(i, vector i of the row) for this lane's share, loaded in batches.
+template <int kBatch, class T, int V, class Each>
+__device__ __forceinline__ void each_vector(const T *from, int vectors, int lane, Each each) {
   for (int first = lane; first < vectors; first += 32 * kBatch) {
     Vec<T, V> x[kBatch];
 #pragma unroll
@@ -29,9 +28,16 @@ __device__ __forceinline__ void copy_row(const T *from, T *to, int vectors, int 
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int i = first + 32 * j;
-      if (i < vectors) store<T, V>(to + static_cast<int64_t>(i) * V, x[j]);
+      if (i < vectors) each(i, x[j]);
     }
   }
+}
+
+template <class T, int V>
+__device__ __forceinline__ void copy_row(const T *from, T *to, int vectors, int lane) {
+  each_vector<8, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
+    store<T, V>(to + static_cast<int64_t>(i) * V, x);
+  });
 }
 
 template <class T, int V>
@@ -42,30 +48,22 @@ __device__ __forceinline__ void zero_row(T *to, int vectors, int lane) {
   for (int i = lane; i < vectors; i += 32) store<T, V>(to + static_cast<int64_t>(i) * V, zero);
 }
 
+template <class T, int V>
+__device__ __forceinline__ Vec<T, V> scaled(Vec<T, V> x, float by) {
+#pragma unroll
+  for (int e = 0; e < V; ++e) x.at[e] = from_float<T>(to_float(x.at[e]) * by);
+  return x;
+}
+
 // to = from * gate(head); `saved`, unless null, gets `from`. `to` may be `from`.
 template <class T, int V, class Gate>
 __device__ __forceinline__ void gate_row(const T *from, T *to, T *saved, int vectors, int per_head,
                                          int lane, Gate gate) {
-  constexpr int kBatch = 4;
-  for (int first = lane; first < vectors; first += 32 * kBatch) {
-    Vec<T, V> x[kBatch];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = first + 32 * j;
-      if (i < vectors) x[j] = load<T, V>(from + static_cast<int64_t>(i) * V);
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = first + 32 * j;
-      if (i < vectors) {
-        if (saved != nullptr) store<T, V>(saved + static_cast<int64_t>(i) * V, x[j]);
-        const float g = gate(i / per_head);
-#pragma unroll
-        for (int e = 0; e < V; ++e) x[j].at[e] = from_float<T>(to_float(x[j].at[e]) * g);
-        store<T, V>(to + static_cast<int64_t>(i) * V, x[j]);
-      }
-    }
-  }
+  each_vector<4, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
+    const int64_t at = static_cast<int64_t>(i) * V;
+    if (saved != nullptr) store<T, V>(saved + at, x);
+    store<T, V>(to + at, scaled<T, V>(x, gate(i / per_head)));
+  });
 }
 
 // Lanes that share a head: the least power of two that holds it, at most a warp.
@@ -91,7 +89,7 @@ __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         const int head = first + step * j;
-        const int64_t at = (static_cast<int64_t>(head) * per_head + i) * V;
+        const int at = (head * per_head + i) * V;
         if (head < heads) {
           grad[j] = load<T, V>(dy + at);
           if (value != nullptr) x[j] = load<T, V>(value + at);
@@ -100,18 +98,13 @@ __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         const int head = first + step * j;
-        const int64_t at = (static_cast<int64_t>(head) * per_head + i) * V;
+        const int at = (head * per_head + i) * V;
         if (head < heads) {
           if (value != nullptr) {
 #pragma unroll
             for (int e = 0; e < V; ++e) sum[j] += to_float(grad[j].at[e]) * to_float(x[j].at[e]);
           }
-          if (dvalue != nullptr) {
-            const float g = gate(head);
-#pragma unroll
-            for (int e = 0; e < V; ++e) grad[j].at[e] = from_float<T>(to_float(grad[j].at[e]) * g);
-            store<T, V>(dvalue + at, grad[j]);
-          }
+          if (dvalue != nullptr) store<T, V>(dvalue + at, scaled<T, V>(grad[j], gate(head)));
         }
       }
     }

@@ -163,6 +163,6 @@ extern "C" mmadapt_cuda_status mmadapt_modality_gate_backward_cuda(
                   static_cast<int32_t>(wide ? p.size / kV : p.size), p.per_token != 0);
   });
   if (failed(status) || !sums) return status;
-  return ordered_sum(p.parts, static_cast<int32_t>(blocks), nullptr, p.heads, p.dlogits,
-                     p.logits_dtype, p.stream);
+  return ordered_sum(p.parts, static_cast<int32_t>(blocks), p.heads, p.dlogits, p.logits_dtype,
+                     p.stream);
 }

@@ -10,19 +10,71 @@
 
 namespace mmadapt {
 
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vec {
   T at[V];
 };
 
-template <class T, int V>
-__device__ __forceinline__ Vec<T, V> load(const T *from) {
-  return *reinterpret_cast<const Vec<T, V> *>(from);
-}
+// Integers of the size of a vector's accesses. With them, and stores written out, a vector moves as
+// one: left to itself the compiler takes some apart and stores their numbers one by one.
+template <int kBytes>
+struct Words {
+  using type = uint4;
+};
+template <>
+struct Words<8> {
+  using type = uint2;
+};
+template <>
+struct Words<4> {
+  using type = uint32_t;
+};
+template <>
+struct Words<2> {
+  using type = uint16_t;
+};
 
 template <class T, int V>
+__device__ __forceinline__ Vec<T, V> load(const T *from) {
+  using Word = typename Words<sizeof(T) * V>::type;
+  Vec<T, V> vec;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(vec) / sizeof(Word)); ++i) {
+    const Word word = reinterpret_cast<const Word *>(from)[i];
+    __builtin_memcpy(reinterpret_cast<char *>(&vec) + i * sizeof(Word), &word, sizeof(Word));
+  }
+  return vec;
+}
+
+__device__ __forceinline__ void store_word(void *to, uint4 x) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_word(void *to, uint2 x) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x),
+               "r"(x.y)
+               : "memory");
+}
+__device__ __forceinline__ void store_word(void *to, uint32_t x) {
+  *static_cast<uint32_t *>(to) = x;
+}
+__device__ __forceinline__ void store_word(void *to, uint16_t x) {
+  *static_cast<uint16_t *>(to) = x;
+}
+
+// `to`: in global memory.
+template <class T, int V>
 __device__ __forceinline__ void store(T *to, const Vec<T, V> &vec) {
-  *reinterpret_cast<Vec<T, V> *>(to) = vec;
+  using Word = typename Words<sizeof(T) * V>::type;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(vec) / sizeof(Word)); ++i) {
+    Word word;
+    __builtin_memcpy(&word, reinterpret_cast<const char *>(&vec) + i * sizeof(Word), sizeof(Word));
+    store_word(reinterpret_cast<Word *>(to) + i, word);
+  }
 }
 
 __device__ __forceinline__ float to_float(float x) { return x; }

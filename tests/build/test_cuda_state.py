@@ -35,22 +35,28 @@ def test_show_config_names_the_state():
 @needs_kernels
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_launch_without_a_gpu_is_a_clean_exception():
-    launch = MODULE.cuda.masked_rows
+    launch = MODULE.cuda.modality_gate_forward
+    arguments = {
+        "tokens": 8192, "heads": 4, "size": 8, "dtype": 1, "logits_dtype": 0, "per_token": 0,
+        "value": 0x1000, "logits": 0x2000, "mask": 0x3000, "y": 0x4000, "saved": 0, "stream": 0,
+    }  # fmt: skip
     with pytest.raises(RuntimeError) as caught:
-        launch(tokens=8192, mask=0x1000, rows=0x2000, count=0x3000, stream=0)
+        launch(**arguments)
     assert re.fullmatch(
-        r"mmadapt\._C\.cuda\.masked_rows: CUDA error \d+ \(cudaError\w+\): .+; at the launch of "
-        r"masked_rows_kernel with tokens=8192, mask=0x1000, rows=0x2000, count=0x3000, stream=0x0",
+        r"mmadapt\._C\.cuda\.modality_gate_forward: CUDA error \d+ \(cudaError\w+\): .+; at the "
+        r"launch of modality_gate_forward_kernel with tokens=8192, heads=4, size=8, dtype=1, "
+        r"logits_dtype=0, per_token=0, value=0x1000, logits=0x2000, mask=0x3000, y=0x4000, "
+        r"saved=0x0, stream=0x0",
         str(caught.value),
     )
     with pytest.raises(RuntimeError, match="CUDA error"):  # and again, by position
-        launch(8192, 0x1000, 0x2000, 0x3000, 0)
+        launch(*arguments.values())
 
 
 @needs_kernels
 def test_bad_arguments_are_named_with_their_values():
     with pytest.raises(ValueError, match=r"tokens: expected 0 to 2\^31 - 1; called with tokens=-1"):
-        MODULE.cuda.masked_rows(-1, 0, 0, 0, 0)
+        MODULE.cuda.modality_gate_forward(-1, *[0] * 11)
 
 
 @needs_kernels

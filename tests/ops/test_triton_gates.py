@@ -559,6 +559,17 @@ class TestOnGpu:
         results = value_and_grads(function, tensors, mask, dy)
         check_error_rule(assert_as_good_as_eager, results, formula, tensors, mask, dy)
 
+    @pytest.mark.parametrize("dtypes", [BF16, FP32])
+    def test_many_tokens(self, assert_as_good_as_eager, case, backend, dtypes):
+        """More than a block lists at a time (8192); the last ones of a list of uneven length."""
+        make, op, formula = case
+        tensors = make(20011, dtypes, heads=3, size=16, width=40)
+        mask = torch.rand(20011, device=DEVICE) < 0.3
+        mask[8192:16384] = False
+        dy = torch.randn_like(tensors[0])
+        results = value_and_grads(ours(op, backend), tensors, mask, dy)
+        check_error_rule(assert_as_good_as_eager, results, formula, tensors, mask, dy)
+
     @pytest.mark.parametrize("place", ["fresh", "inplace"])
     def test_a_graph_follows_the_mask(self, case, backend, place):
         make, op, _ = case

@@ -161,8 +161,9 @@ struct Choice {
   int64_t cost = INT64_MAX;
 };
 
-// Time of a tile is about that of its rows and of kFixedRows more (filling the ring, exchange).
-constexpr int kFixedRows = 32;
+// What a launch takes, in rows of one chunk that pass a block, in and out: those of its tiles, as many as
+// ranks for the weights, and kFixed for every tile (filling the rings, exchange).
+constexpr int64_t kFixed = 256;
 
 template <class T, class S>
 cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
@@ -175,7 +176,8 @@ cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   const cudaError_t error = resident_clusters(kernel, plan, &clusters);
   if (error != cudaSuccess) return error;
   const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
-  const int64_t cost = (tiles + clusters - 1) / clusters * (plan.rows + kFixedRows);
+  const int64_t waves = (tiles + clusters - 1) / clusters;
+  const int64_t cost = waves * (plan.chunks * (plan.rows + S::MP) + kFixed);
   if (cost < best.cost) best = {kernel, plan, static_cast<int>(tiles < clusters ? tiles : clusters), cost};
   return cudaSuccess;
 }

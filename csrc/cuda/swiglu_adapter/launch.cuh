@@ -92,12 +92,16 @@ mmadapt_cuda_status map_weights(Arguments &a, const mmadapt_swiglu_adapter_sm90 
   return cuda_status(error, kName);
 }
 
+// Every tile for every cluster, or for the one that was asked for.
 template <class T, int MP, bool BACKWARD, bool ROUTED>
-cudaError_t consider_all(Choice &best, const Arguments &a, int cluster, int rows) {
+cudaError_t consider_all(Choice &best, const Arguments &a, int only, int rows) {
   cudaError_t error = cudaSuccess;
-  if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
-  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
-  if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);
+  for (int cluster = 1; cluster <= kMaxCluster && error == cudaSuccess; cluster *= 2) {
+    if ((only != 0 && cluster != only) || kChunk * (cluster - 1) >= a.dim) continue;
+    if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
+    if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
+    if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);
+  }
   return error;
 }
 
@@ -105,12 +109,11 @@ template <class T, int MP, bool BACKWARD>
 mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_sm90 &p, const Rows &rows) {
   mmadapt_cuda_status status = pending_error(kName);
   if (failed(status)) return status;
-  const int cluster = p.cluster == 0 ? usual_cluster(a.dim) : p.cluster;
-  if (kChunk * (cluster - 1) >= a.dim) return bad_argument("cluster: a block would have no columns");
+  if (kChunk * (p.cluster - 1) >= a.dim) return bad_argument("cluster: a block would have no columns");
   Choice best;
   cudaError_t error = a.expert == nullptr
-                          ? consider_all<T, MP, BACKWARD, false>(best, a, cluster, p.rows)
-                          : consider_all<T, MP, BACKWARD, true>(best, a, cluster, p.rows);
+                          ? consider_all<T, MP, BACKWARD, false>(best, a, p.cluster, p.rows)
+                          : consider_all<T, MP, BACKWARD, true>(best, a, p.cluster, p.rows);
   if (error == cudaSuccess && best.kernel == nullptr) {
     return bad_argument("rows, rank, cluster: no such tile fits into shared memory");
   }
@@ -125,8 +128,9 @@ mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_sm90 
     return cuda_status(error, kName);
   }
   if (failed(status = map_weights<T>(a, p, MP))) return status;
-  return launch({kName, dim3(best.clusters * cluster), dim3(kThreads), best.plan.bytes, p.stream,
-                 static_cast<unsigned>(cluster), /*told=*/true},
+  const unsigned cluster = best.plan.cluster;
+  return launch({kName, dim3(best.clusters * cluster), dim3(kThreads), best.plan.bytes, p.stream, cluster,
+                 /*told=*/true},
                 best.kernel, a);
 }
 

@@ -7,6 +7,7 @@ namespace mmadapt::swiglu {
 
 constexpr int kGroupRows = 64;   // tokens of a row group: of one wgmma
 constexpr int kChunk = 64;       // columns that a 128-byte row of shared memory holds
+constexpr int kMaxCluster = 8;
 constexpr int kWarpgroups = 4;   // that compute
 constexpr int kThreads = kWarpgroups * 128 + 128;  // and a warpgroup of loading warps
 constexpr int kComputeRegisters = 112, kLoadRegisters = 32;  // a thread, out of 640 x 96
@@ -94,13 +95,6 @@ constexpr Plan make_plan(int dim, int cluster, int inputs, bool norm) {
     }
   }
   return {};  // rows 0: does not fit
-}
-
-// About 1024 columns a block: the weights of a tile then cross from L2 once for each 256 KB of rows or more.
-constexpr int usual_cluster(int dim) {
-  int cluster = 1;
-  while (cluster < 8 && dim > 1024 * cluster) cluster *= 2;
-  return cluster;
 }
 
 }  // namespace mmadapt::swiglu

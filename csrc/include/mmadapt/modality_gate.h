@@ -43,23 +43,19 @@ typedef struct {
   const void *hidden;  // [tokens, width]
   const void *weight;  // [heads, width]
   const uint8_t *mask;
-  int32_t *rows;  // [tokens + 1]: scratch
-  void *y;        // as above
-  float *gate;    // [tokens, heads]: tanh(logits), 0 outside the mask
-  void *saved;    // as above
+  void *y;      // as above
+  float *gate;  // [tokens, heads]: tanh(logits), 0 outside the mask
+  void *saved;  // as above
   void *stream;
 } mmadapt_projected_modality_gate_forward;
 
 typedef struct {
   int64_t tokens, heads, size, width;  // heads: at most 1024
-  int64_t runs;                        // into how many parts the sum over tokens is cut
   int32_t dtype, weight_dtype;
   const void *dy, *value, *hidden, *weight;
   const uint8_t *mask;
   const float *gate;  // of the forward
-  int32_t *rows;      // [tokens + 1]: scratch
-  float *dlogits;     // [tokens, heads]: scratch, for dweight
-  float *parts;       // [runs, heads, width]: scratch, for dweight
+  void *dlogits;      // [heads, tokens rounded up to a multiple of 8], like dy: scratch, for dweight
   void *dvalue;       // null: not needed, as below
   void *dhidden;      // [tokens, width], 0 outside the mask
   void *dweight;      // [heads, width]

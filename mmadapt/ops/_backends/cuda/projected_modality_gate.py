@@ -1,6 +1,5 @@
 """`projected_modality_gate` in CUDA C++ (csrc/cuda/projected_modality_gate_*.cu)."""
 
-import torch
 from torch import Tensor
 
 from mmadapt.ops._allocate import (
@@ -45,11 +44,10 @@ def _forward(
 ) -> None:
     if gate.numel() == 0:
         return
-    rows = _list(mask)
     with on_device(value):
         _C.cuda.projected_modality_gate_forward(
             *value.shape, hidden.shape[1], DTYPES[value.dtype], DTYPES[weight.dtype],
-            *map(address, (value, hidden, weight, mask, rows, y, gate, saved)), stream(value),
+            *map(address, (value, hidden, weight, mask, y, gate, saved)), stream(value),
         )  # fmt: skip
 
 
@@ -71,29 +69,12 @@ def backward(
         dhidden.zero_()
         dweight.zero_()
         return dvalue, dhidden, dweight
-    runs = _runs(tokens, heads, width, dy.element_size())
-    wide = {"dtype": torch.float32}
-    dlogits = dy.new_empty((tokens, heads) if dweight.numel() else 0, **wide)
-    parts = dy.new_empty((runs, heads, width) if dweight.numel() else 0, **wide)
-    rows = _list(mask)
+    # As the kernels leave it: transposed, the rows of a group side by side.
+    dlogits = dy.new_empty((heads, -(-tokens // 8) * 8) if dweight.numel() else 0)
     with on_device(dy):
         _C.cuda.projected_modality_gate_backward(
-            *dy.shape, width, runs, DTYPES[dy.dtype], DTYPES[weight.dtype],
-            *map(address, (dy, value, hidden, weight, mask, gate, rows, dlogits, parts)),
+            *dy.shape, width, DTYPES[dy.dtype], DTYPES[weight.dtype],
+            *map(address, (dy, value, hidden, weight, mask, gate, dlogits)),
             *map(address, (dvalue, dhidden, dweight)), stream(dy),
         )  # fmt: skip
     return dvalue, dhidden, dweight
-
-
-def _list(mask: Tensor) -> Tensor:
-    """Memory for the list of masked rows and its length."""
-    return mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
-
-
-def _runs(tokens: int, heads: int, width: int, element_size: int) -> int:
-    """Parts of the sum over tokens: about 128 blocks, one for each SM of an H100.
-
-    A function of the shape alone, so that the order of the sum is too.
-    """
-    blocks = -(-heads // 16) * -(-width // (512 if element_size == 2 else 128))
-    return min(max(128 // max(blocks, 1), 1), 64, -(-tokens // 8))

@@ -1,4 +1,5 @@
-"""`swiglu_adapter` in CUDA C++ for Hopper (csrc/cuda/swiglu_adapter/kernel.cuh).
+"""`swiglu_adapter` in CUDA C++: by kernels for Hopper (csrc/cuda/swiglu_adapter/) and, where
+they cannot run, by those for every GPU from sm_80 on (`_swiglu_portable`).
 
 Forward and the gradient of x. The weights' gradients come from what the latter leaves behind:
 `_swiglu_weights`, or the Triton kernels where that cannot serve. A backward in which x needs no
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outputs
+from mmadapt.ops._backends.cuda import _swiglu_portable as portable
 from mmadapt.ops._backends.cuda import _swiglu_weights as cuda_weights
 from mmadapt.ops._backends.cuda._launch import (
     DTYPES,
@@ -21,19 +23,16 @@ from mmadapt.ops._backends.cuda._launch import (
 from mmadapt.ops._backends.triton import swiglu_adapter as triton_backend
 
 _C = extension()
-if not hasattr(_C.cuda, "swiglu_adapter_forward"):
-    raise ImportError("mmadapt._C was built without sm_90a")
+if not hasattr(_C.cuda, "swiglu_adapter_portable_forward"):
+    raise ImportError("mmadapt._C is older than its sources")
 
-MAX_RANK = 128
-MAX_DIM = 8192
-MULTIPLE = 8
-"""dim and rank: rows start at multiples of 16 bytes."""
+MAX_HOPPER_DIM = 8192
 
 MAX_WEIGHTS_COLUMNS = 64
 """(expert, rank) columns up to which CUDA makes the weights' gradients: at 128 Triton is faster (83
 us against 91 for 8192 x 4096 in bf16 on an H100)."""
 
-RESIDUALS = {"none": 0, "input": 1, "norm": 2}  # mmadapt_residual
+RESIDUALS = portable.RESIDUALS
 
 
 def unsupported(
@@ -45,22 +44,17 @@ def unsupported(
     norm_weight: Tensor | None,
 ) -> str | None:
     """The constraint that rules this backend out, or None."""
+    if (reason := portable.unsupported(x, gate)) is not None:
+        return reason  # these take whatever the others do
+    # Triton's kernels make the weights' gradients.
+    return triton_backend.unsupported(x, gate, down, up, expert, norm_weight)
+
+
+def kernels(x: Tensor, gate: Tensor) -> str:
+    """Which kernels serve a call that is not `unsupported`: "hopper" or "portable"."""
     reason = unsupported_device("x", x, (torch.bfloat16, torch.float16), hopper=True)
-    if reason is not None:
-        return reason
-    if (reason := triton_backend.unsupported(x, gate, down, up, expert, norm_weight)) is not None:
-        return reason  # it makes the weights' gradients
-    _, rank, dim = gate.shape
-    for name, size in (("dim", dim), ("rank", rank)):
-        if size % MULTIPLE != 0:
-            return f"{name} {size} is not a multiple of {MULTIPLE}"
-    if rank > MAX_RANK:
-        return f"rank {rank} is larger than {MAX_RANK}"
-    if x.shape[0] >= 2**31 - 256:
-        return f"x has {x.shape[0]} rows, too many"
-    if dim > MAX_DIM:
-        return f"dim {dim} is larger than {MAX_DIM}"
-    return None
+    fits = gate.shape[2] <= MAX_HOPPER_DIM and x.shape[0] < 2**31 - 256
+    return "hopper" if reason is None and fits else "portable"
 
 
 def forward(
@@ -73,12 +67,20 @@ def forward(
     eps: float,
     residual: str,
     scale: float,
+    *,
+    path: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y [T, d], zg [T, m], zd [T, m], rstd [T] or [0]; see the reference backend."""
+    """y [T, d], zg [T, m], zd [T, m], rstd [T] or [0]; see the reference backend.
+
+    `path`: what `kernels` would choose; tests name the other.
+    """
     outputs = swiglu_adapter_outputs(x, gate, norm_weight)
     if x.numel() == 0:
         return outputs
     x, gate, down, up, norm_weight = map(_aligned, (x, gate, down, up, norm_weight))
+    if (path or kernels(x, gate)) == "portable":
+        portable.forward(x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs)
+        return outputs
     packed = _room_for_packed(x, gate, down, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_forward(
@@ -103,8 +105,13 @@ def backward(
     residual: str,
     scale: float,
     needs: tuple[bool, bool, bool, bool, bool],
+    *,
+    path: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false."""
+    """dx, dgate, ddown, dup, dnorm; size 0 and not computed where `needs` is false.
+
+    `path`: as in `forward`.
+    """
     if not needs[0] or x.numel() == 0:
         return triton_backend.backward(
             dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale, needs
@@ -112,6 +119,16 @@ def backward(
     dy, x, gate, down, up, norm_weight = map(_aligned, (dy, x, gate, down, up, norm_weight))
     gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
     dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
+    if (path or kernels(x, gate)) == "portable":
+        portable.input_gradient(
+            dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale,
+            gradients[0], dz, h,
+        )  # fmt: skip
+        with on_device(x):
+            triton_backend.weight_gradients(
+                dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
+            )
+        return gradients
     rank, packed = gate.shape[1], _room_for_packed(x, gate, down, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_dx(
