@@ -3,7 +3,6 @@
 import functools
 from types import SimpleNamespace
 
-
 import pytest
 import torch
 
@@ -161,8 +160,9 @@ def test_any_tile_gives_the_same_result(rank, cluster, rows, monkeypatch):
     )
     try:
         results = run(backend, *args, "input")
-    except ValueError as error:  # two inputs of 256 rows behind a norm
-        assert "no such tile fits into shared memory" in str(error) and rows == 256
+    except ValueError as error:
+        assert "no such tile fits into shared memory" in str(error)
+        assert cluster == 8  # the sums of eight blocks take too much room
         return
     for actual, same in zip(results, expected, strict=True):
         assert_close_in_norm(actual, same)

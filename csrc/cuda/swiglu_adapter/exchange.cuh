@@ -55,7 +55,7 @@ __device__ __forceinline__ Exchange<S> make_exchange(const Arguments &a, const W
 template <class S>
 __device__ __forceinline__ void expect_sums(const Plan &p, const Warpgroup<S> &w,
                                             const Exchange<S> &x, int round) {
-  if (w.thread == 0 && x.sums_bytes(round) > 0) barrier_expect(w.sums_barrier(p), x.sums_bytes(round));
+  if (w.leads() && x.sums_bytes(round) > 0) barrier_expect(w.sums_barrier(p), x.sums_bytes(round));
 }
 
 template <class S>
@@ -63,7 +63,7 @@ __device__ __forceinline__ void expect_first(const Arguments &a, const Warpgroup
   const Plan &p = a.plan;
   const Exchange<S> x = make_exchange(a, w);
   if (x.owns) expect_sums(p, w, x, 0);
-  if (w.split == 0 && w.thread == 0) {
+  if (w.split == 0 && w.leads()) {
     barrier_expect(w.hidden_barrier(p), x.hidden_bytes(0, a.norm_weight != nullptr));
   }
 }
@@ -121,7 +121,7 @@ __device__ __forceinline__ void send_row_sums(float (&row_sums)[2], const Plan &
       const int owner = w.group * S::kHalves + half;
       const uint32_t at = w.shared + p.row_sums + (owner * x.sources + source) * 256;
       const uint32_t barrier = w.sums_barrier(p) + 8 * half;  // w.half is 0
-      store_async(peer(at + (w.warp * 8 + w.lane / 4) * 8, to, w.block), as_words(row_sums),
+      store_async(peer(at + w.pair() * 8, to, w.block), as_words(row_sums),
                   peer(barrier, to, w.block));
     }
   }
@@ -150,7 +150,7 @@ template <class S>
 __device__ __forceinline__ float2 add_row_totals(const Plan &p, const Warpgroup<S> &w,
                                                  const Exchange<S> &x) {
   float2 total = {0.0f, 0.0f};
-  uint32_t from = w.shared + p.row_sums + w.owner() * x.sources * 256 + (w.warp * 8 + w.lane / 4) * 8;
+  uint32_t from = w.shared + p.row_sums + w.owner() * x.sources * 256 + w.pair() * 8;
   for (int source = 0; source < x.sources; ++source) {
     const float2 v = load_shared2(from);
     total.x += v.x, total.y += v.y;
@@ -177,7 +177,7 @@ template <class S>
 __device__ __forceinline__ void send_scalars(const float (&v)[2], const Plan &p, const Warpgroup<S> &w,
                                              const Exchange<S> &x, int g) {
   if (w.lane % 4 != 0) return;
-  const uint32_t at = w.scalars(p) + g * 256 + (w.warp * 8 + w.lane / 4) * 8;
+  const uint32_t at = w.scalars(p) + g * 256 + w.pair() * 8;
   for (int to = 0; to < x.cluster; ++to) {
     store_async(peer(at, to, w.block), as_words(v), peer(w.hidden_barrier(p), to, w.block));
   }
@@ -350,7 +350,7 @@ __device__ __forceinline__ void exchange(const float (&sums)[S::kProducts][S::kW
     }
     barrier_wait(w.hidden_barrier(p), w.hidden_parity);
     w.hidden_parity ^= 1;
-    if (w.split == 0 && w.thread == 0) {
+    if (w.split == 0 && w.leads()) {
       barrier_expect(w.hidden_barrier(p), x.hidden_bytes(round + 1 < x.rounds ? round + 1 : 0, norm));
     }
   }

@@ -71,10 +71,11 @@ __device__ __forceinline__ void compute(const Arguments &a, uint32_t shared, con
     load_norm<T>(a, shared);
     named_barrier(8, kWarpgroups * 128);
   }
+  const Plan &p = a.plan;
   Warpgroup<S> w = make_warpgroup<S>(shared);
   expect_first(a, w);
-  Ring input = input_ring(a.plan, shared, w.depth);
-  Ring weights = weight_ring(a.plan, shared, w.depth, S::kGateDownBytes);
+  Ring input = input_ring(p, shared, w.depth);
+  Ring weights = weight_ring(p, shared, w.depth, S::kGateDownBytes);
   for (int n = 0; n < tiles.count; ++n) {
     const int tile = tiles.index(n);
     const Routing r = route(a, w, tile);
@@ -161,9 +162,15 @@ struct Choice {
   int64_t cost = INT64_MAX;
 };
 
-// What a launch takes, in rows of one chunk that pass a block, in and out: those of its tiles, as many as
-// ranks for the weights, and kFixed for every tile (filling the rings, exchange).
-constexpr int64_t kFixed = 256;
+// What a launch seems to take, in percent of a row of one chunk that passes a block. Fitted to what was
+// measured: waves count; within one wave nothing overlaps with the next tile; clusters of four leave some
+// multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory. Rings of one stage
+// are for where there is no other way.
+inline int64_t cost_of(const Plan &p, int64_t waves, int padded_rank) {
+  const int64_t percent = 100 + (waves == 1 ? 8 : 0) + (p.cluster > 2 ? 10 : 0) +
+                          (p.rows == 256 ? 5 : 0) + (p.stages == 1 || p.weight_stages == 1 ? 50 : 0);
+  return waves * (p.chunks * (percent * p.rows + 10 * padded_rank) + 100 * 128);
+}
 
 template <class T, class S>
 cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
@@ -177,7 +184,7 @@ cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   if (error != cudaSuccess) return error;
   const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
   const int64_t waves = (tiles + clusters - 1) / clusters;
-  const int64_t cost = waves * (plan.chunks * (plan.rows + S::MP) + kFixed);
+  const int64_t cost = cost_of(plan, waves, S::MP);
   if (cost < best.cost) best = {kernel, plan, static_cast<int>(tiles < clusters ? tiles : clusters), cost};
   return cudaSuccess;
 }

@@ -30,6 +30,7 @@ inline const char *refusal(const mmadapt_swiglu_adapter_sm90 &p) {
   if (p.rank < 8 || p.rank % 8 != 0 || p.rank > 128) {
     return "rank: expected a multiple of 8, at most 128";
   }
+  if (p.experts > kMaxExperts) return "experts: expected at most 32768";
   if (p.experts < 1 || (p.up_experts != 1 && p.up_experts != p.experts)) {
     return "up_experts: expected 1 or as many as experts";
   }
@@ -97,7 +98,8 @@ template <class T, int MP, bool BACKWARD, bool ROUTED>
 cudaError_t consider_all(Choice &best, const Arguments &a, int only, int rows) {
   cudaError_t error = cudaSuccess;
   for (int cluster = 1; cluster <= kMaxCluster && error == cudaSuccess; cluster *= 2) {
-    if ((only != 0 && cluster != only) || kChunk * (cluster - 1) >= a.dim) continue;
+    if (only == 0 ? cluster > kUsualCluster : cluster != only) continue;
+    if (kChunk * (cluster - 1) >= a.dim) continue;
     if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);

@@ -93,9 +93,9 @@ __device__ __forceinline__ void load_weights(const Arguments &a, uint32_t shared
     rings[d] = weight_ring(p, shared, first + 2 * d, S::kGateDownBytes);
   }
   for (int n = 0; n < tiles.count; ++n) {
-    const Range r = S::ROUTED ? tile_experts(a, tiles.index(n)) : Range{0, 0};
+    const Range r = S::ROUTED ? tile_experts(a, tiles.index(n)) : Range{0};
     if (!loads) continue;
-    const Range ups = a.up_experts == 1 ? Range{0, 0} : r;
+    const Range ups = a.up_experts == 1 ? Range{0} : r;
     const int most = (p.chunks + S::kDepths - 1) / S::kDepths;
 #pragma unroll 1
     for (int i = 0; i < 2 * most; ++i) {
@@ -108,10 +108,10 @@ __device__ __forceinline__ void load_weights(const Arguments &a, uint32_t shared
         const int column = chunk_column(p, stage1 ? c.stage1(turn) : c.stage2(turn));
         if (stage1 != S::BACKWARD) {
 #pragma unroll 1
-          for (int e = r.low; e <= r.high; ++e) load_gate_down<S>(a, rings[d], e, column, policy);
+          for (int e = r.low(); e <= r.high(); ++e) load_gate_down<S>(a, rings[d], e, column, policy);
         } else {
 #pragma unroll 1
-          for (int e = ups.low; e <= ups.high; ++e) load_up<S>(a, rings[d], e, column, policy);
+          for (int e = ups.low(); e <= ups.high(); ++e) load_up<S>(a, rings[d], e, column, policy);
         }
       }
     }

@@ -7,7 +7,8 @@ namespace mmadapt::swiglu {
 
 constexpr int kGroupRows = 64;   // tokens of a row group: of one wgmma
 constexpr int kChunk = 64;       // columns that a 128-byte row of shared memory holds
-constexpr int kMaxCluster = 8;
+constexpr int kMaxCluster = 8, kUsualCluster = 4;  // that may be asked for, that is chosen
+constexpr int kMaxExperts = 1 << 15;
 constexpr int kWarpgroups = 4;   // that compute
 constexpr int kThreads = kWarpgroups * 128 + 128;  // and a warpgroup of loading warps
 constexpr int kComputeRegisters = 112, kLoadRegisters = 32;  // a thread, out of 640 x 96
@@ -79,18 +80,20 @@ constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, 
   return p;
 }
 
-// The deepest rings that fit: of weights 2 to 4 stages, of rows at least kEnough bytes, which is what memory
-// needs in flight, or as many as there is room for.
+// The deepest rings that fit: of weights up to 4 stages, of rows at least kEnough bytes, which is what memory
+// needs in flight, or as many as there is room for. At least two stages each where that is possible.
 constexpr uint32_t kEnough = 96 * 1024;
 
 template <class S>
 constexpr Plan make_plan(int dim, int cluster, int inputs, bool norm) {
-  for (uint32_t enough : {kEnough, 0u}) {
-    for (int weight_stages = 4; weight_stages >= 2; --weight_stages) {
-      if (weight_stages * S::kDepths > kMaxStages) continue;
-      for (int stages = kMaxStages / S::kDepths; stages >= 2; --stages) {
-        const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
-        if (p.bytes <= kSharedLimit && p.weights >= enough) return p;
+  for (int least : {2, 1}) {
+    for (uint32_t enough : {kEnough, 0u}) {
+      for (int weight_stages = 4; weight_stages >= least; --weight_stages) {
+        if (weight_stages * S::kDepths > kMaxStages) continue;
+        for (int stages = kMaxStages / S::kDepths; stages >= least; --stages) {
+          const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
+          if (p.bytes <= kSharedLimit && p.weights >= enough) return p;
+        }
       }
     }
   }

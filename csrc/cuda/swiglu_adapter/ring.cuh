@@ -77,28 +77,30 @@ __device__ __forceinline__ int chunk_column(const Plan &p, int c) {
   return (c * p.cluster + static_cast<int>(cluster_block())) * kChunk;
 }
 
-// Least and greatest expert among rows [first, first + 32 * words), -1 left out; 0 and 0 if there is none.
+// Least and greatest expert of some rows, in one register.
 struct Range {
-  int low, high;
+  uint32_t ends;
+  __device__ __forceinline__ int low() const { return ends & 0xFFFF; }
+  __device__ __forceinline__ int high() const { return ends >> 16; }
 };
 
+// Among rows [first, first + 32 * words), -1 left out; 0 and 0 if there is none.
 __device__ __forceinline__ Range experts_of(const Arguments &a, int64_t first, int words) {
-  Range r = {a.experts, -1};
+  int low = kMaxExperts, high = -1;
   const int lane = threadIdx.x % 32;
   for (int i = 0; i < words; ++i) {
     const int64_t row = first + i * 32 + lane;
     const int id = row < a.tokens ? __ldg(a.expert + row) : -1;
-    if (id >= 0 && id < a.experts) r.low = min(r.low, id), r.high = max(r.high, id);
+    if (id >= 0 && id < a.experts) low = min(low, id), high = max(high, id);
   }
-  r.low = __reduce_min_sync(0xFFFFFFFFu, r.low);
-  r.high = __reduce_max_sync(0xFFFFFFFFu, r.high);
-  if (r.high < 0) r = {0, 0};
-  return {uniform(r.low), uniform(r.high)};
+  low = __reduce_min_sync(0xFFFFFFFFu, low);
+  high = __reduce_max_sync(0xFFFFFFFFu, high);
+  return {static_cast<uint32_t>(uniform(high < 0 ? 0 : low | high << 16))};
 }
 
 // What the tile's weights are loaded for. All warps of all blocks of the cluster find the same.
 __device__ __forceinline__ Range tile_experts(const Arguments &a, int tile) {
-  if (a.expert == nullptr) return {0, 0};
+  if (a.expert == nullptr) return {0};
   return experts_of(a, int64_t(tile) * a.plan.rows, a.plan.rows / 32);
 }
 

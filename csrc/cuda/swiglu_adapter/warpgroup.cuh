@@ -32,6 +32,14 @@ struct Warpgroup {
   __device__ __forceinline__ uint32_t hidden_barrier(const Plan &p) const {
     return shared + p.barriers + 32 * kMaxStages + 8 * (kWarpgroups + group);
   }
+  __device__ __forceinline__ bool leads() const { return warp == 0 && lane == 0; }
+  // Of this thread's rows among those of the group: its pair, counted. Read anew each time: kept in a register
+  // from stage to stage, it would push out another.
+  __device__ __forceinline__ int pair() const {
+    int own;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(own));
+    return warp * 8 + own / 4;
+  }
   // This thread's two rows of the tile, 8 apart; and its lane's row for load_blocks and store_blocks.
   __device__ __forceinline__ int row() const { return group * kGroupRows + warp * 16 + lane / 4; }
   __device__ __forceinline__ uint32_t block_at(uint32_t tile, int unit) const {
@@ -62,13 +70,13 @@ struct Routing {
   Range tile, own;
   int id[2];
   bool all;  // every row of the group has an expert
-  __device__ __forceinline__ bool wants(int e) const { return own.low <= e && e <= own.high; }
-  __device__ __forceinline__ bool pure() const { return own.low == own.high; }
+  __device__ __forceinline__ bool wants(int e) const { return own.low() <= e && e <= own.high(); }
+  __device__ __forceinline__ bool pure() const { return own.low() == own.high(); }
 };
 
 template <class S>
 __device__ __forceinline__ Routing route(const Arguments &a, const Warpgroup<S> &w, int tile) {
-  Routing r = {{0, 0}, {0, 0}, {0, 0}, true};
+  Routing r = {{0}, {0}, {0, 0}, true};
   if constexpr (!S::ROUTED) return r;
   const int64_t first = int64_t(tile) * S::kRows;
   r.tile = tile_experts(a, tile);
@@ -84,6 +92,11 @@ __device__ __forceinline__ Routing route(const Arguments &a, const Warpgroup<S> 
   // Per warp; a warp's rows are its own.
   r.all = uniform(__all_sync(0xFFFFFFFFu, mine));
   return r;
+}
+
+// A stage is freed while the next is worked on, unless the ring has no next.
+__device__ __forceinline__ bool frees_at_once(const Plan &p) {
+  return p.stages == 1 || p.weight_stages == 1;
 }
 
 // Every warp says that it is done with a stage; 0: none.
@@ -181,10 +194,11 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 
                                        Ring &input, Ring &weights) {
   const Plan &p = a.plan;
   const bool routed = S::ROUTED && (S::BACKWARD ? a.up_experts : a.experts) > 1;
-  const Range experts = routed ? r.tile : Range{0, 0};
+  const Range experts = routed ? r.tile : Range{0};
   const bool sums_rows = w.half == 0 && a.norm_weight != nullptr &&
                          (!S::BACKWARD || a.residual == MMADAPT_RESIDUAL_NORM);
   const Chunks chunks = chunks_of(p, w.depth, S::kDepths);
+  const bool at_once = frees_at_once(p);
   uint32_t last_input = 0, last_weights = 0;
   Ring ring = input;
 #pragma unroll
@@ -196,21 +210,33 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 
     ring.wait_full();
     if (sums_rows) add_row_sums<T>(row_sums, a, w, ring.data(), chunks.stage1(n));
 #pragma unroll 1
-    for (int e = experts.low; e <= experts.high; ++e) {
-      weights.wait_full(); 
+    for (int e = experts.low(); e <= experts.high(); ++e) {
+      weights.wait_full();
       if (!routed || (r.wants(e) && r.pure())) {
         multiply1<T>(sums, w, ring.data(), weights.data());
-        wgmma_wait<1>();  // the product before: its stage is free
+        if (at_once) {
+          wgmma_wait<0>();
+        } else {
+          wgmma_wait<1>();  // the product before: its stage is free
+        }
       } else {
         wgmma_wait<0>();
         if (r.wants(e)) multiply1_masked<T>(sums, w, r, e, ring.data(), weights.data());
       }
       release(last_weights, w.lane);
-      if (e == experts.low) release(last_input, w.lane);
+      if (e == experts.low()) release(last_input, w.lane);
       last_weights = weights.empty_barrier();
+      if (at_once) {
+        release(last_weights, w.lane);
+        last_weights = 0;
+      }
       weights.advance();
     }
     last_input = n < chunks.leaving() ? ring.empty_barrier() : 0;
+    if (at_once) {
+      release(last_input, w.lane);
+      last_input = 0;
+    }
     ring.advance();
   }
   wgmma_wait<0>();
@@ -229,7 +255,7 @@ template <class S>
 __device__ __forceinline__ RowScalars row_scalars(const Arguments &a, const Warpgroup<S> &w, int tile) {
   RowScalars s = {{1.0f, 1.0f}, {0.0f, 0.0f}};
   if (a.norm_weight == nullptr) return s;
-  const uint32_t from = w.scalars(a.plan) + (w.warp * 8 + w.lane / 4) * 8;
+  const uint32_t from = w.scalars(a.plan) + w.pair() * 8;
   if constexpr (S::BACKWARD) {
     float2 coefficient = {0.0f, 0.0f};
     for (int g = 0; g < S::kAllGroups; ++g) {
@@ -253,7 +279,7 @@ template <class T, class S>
 __device__ __forceinline__ void multiply2(float (&acc)[S::kColumns2 / 2], const Plan &p,
                                           const Warpgroup<S> &w, const bool (&mine)[2],
                                           uint32_t weights) {
-  constexpr int kMost = S::ROUTED ? 2 : 8, kBatch = S::kSteps2 < kMost ? S::kSteps2 : kMost;
+  constexpr int kMost = !S::ROUTED ? 8 : S::MP == 128 ? 1 : 2, kBatch = S::kSteps2 < kMost ? S::kSteps2 : kMost;
   constexpr int kRowBytes = S::BACKWARD ? 128 : S::kUpRowBytes;
   const uint32_t operand = w.hidden(p) + w.thread * 8;
   const int column = w.half * S::kColumns2;
@@ -345,12 +371,12 @@ __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w
                                        int tile, Ring &input, Ring &weights) {
   const Plan &p = a.plan;
   const bool routed = S::ROUTED && (S::BACKWARD ? a.experts : a.up_experts) > 1;
-  const Range experts = routed ? r.tile : Range{0, 0};
+  const Range experts = routed ? r.tile : Range{0};
   const RowScalars s = row_scalars(a, w, tile);
   const int row = tile * S::kRows + w.group * kGroupRows;
   const uint64_t policy = evict_first();
   const Chunks chunks = chunks_of(p, w.depth, S::kDepths);
-  const bool stores = w.half == 0 && w.thread == 0;
+  const bool stores = w.half == 0 && w.leads(), at_once = frees_at_once(p);
   uint32_t last_input = 0;
 #pragma unroll 1
   for (int n = 0; n < chunks.count; ++n) {
@@ -360,8 +386,8 @@ __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w
     clear(acc);
     uint32_t in[S::kColumns2 / 16][4];
 #pragma unroll 1
-    for (int e = experts.low; e <= experts.high; ++e) {
-      weights.wait_full(); 
+    for (int e = experts.low(); e <= experts.high(); ++e) {
+      weights.wait_full();
       if (!routed || r.wants(e)) {
         const bool mine[2] = {!routed || r.id[0] == e, !routed || r.id[1] == e};
         multiply2<T>(acc, p, w, mine, weights.data());
@@ -399,10 +425,15 @@ __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w
     if (stores) {
       tma_store(&a.output, input.data() + w.group * (kGroupRows * 128), chunk_column(p, c), row, policy);
       tma_commit();
-      tma_wait_read<1>();
-      if (last_input != 0) barrier_arrive(last_input, 4 * S::kHalves);
+      if (at_once) {
+        tma_wait_read<0>();
+        barrier_arrive(input.empty_barrier(), 4 * S::kHalves);
+      } else {
+        tma_wait_read<1>();
+        if (last_input != 0) barrier_arrive(last_input, 4 * S::kHalves);
+      }
     }
-    last_input = input.empty_barrier();
+    last_input = at_once ? 0 : input.empty_barrier();
     input.advance();
   }
   if (stores && last_input != 0) {
