@@ -173,15 +173,15 @@ PROBLEMS = (
     Problem(
         cp_linear, (8192, 4096, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
         (_gemm(1.06),),
-    ),
+    ).with_cuda(1.06, op="cp_linear"),
     Problem(
         cp_linear, (8192, 4096, 64), "group", ("frozen-gemm", "gemm-addmm", OURS),
         (_gemm(1.06),),
-    ),
+    ).with_cuda(1.06, op="cp_linear"),
     Problem(
         cp_linear, (16384, 768, 64), "single", ("frozen-gemm", "gemm-addmm", OURS),
         (_gemm(1.35),),
-    ),
+    ).with_cuda(1.35, op="cp_linear"),
 )  # fmt: skip
 
 BLOCK_GOALS = {
