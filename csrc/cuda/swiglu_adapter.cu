@@ -5,9 +5,9 @@
 // of L2. swiglu_portable/: tiles.cuh is the stream, forward.cuh and backward.cuh what is done with it.
 
 #include "mmadapt/swiglu_adapter_portable.h"
+#include "pack_weights.cuh"
 #include "swiglu_portable/backward.cuh"
 #include "swiglu_portable/forward.cuh"
-#include "swiglu_portable/pack.cuh"
 
 namespace mmadapt::portable {
 namespace {
@@ -102,29 +102,8 @@ const char *refusal(const mmadapt_swiglu_adapter_portable &p) {
       return "x, gate, down, up, norm_weight, workspace: expected addresses at multiples of 16";
     }
   }
-  const bool packs = p.weight_dtype != p.dtype || p.norm_weight != nullptr;
-  if (packs && p.workspace == nullptr) return "workspace: expected memory for packed weights";
+  if (packs(p) && p.workspace == nullptr) return "workspace: expected memory for packed weights";
   return nullptr;
-}
-
-// Packs what has to be, and says where the weights then lie.
-template <class T, class W>
-mmadapt_cuda_status pack_weights(const mmadapt_swiglu_adapter_portable &p, Arguments &a) {
-  const bool convert = sizeof(W) != sizeof(T);
-  if (!convert && p.norm_weight == nullptr) return ok();
-  const int64_t row = static_cast<int64_t>(p.dim) * p.rank, count = p.experts * row;
-  const int64_t total = 2 * count + (convert ? p.up_experts * row : 0);
-  auto *to = static_cast<T *>(p.workspace);
-  a.gate = to;
-  a.down = to + count;
-  if (convert) a.up = to + 2 * count;
-  const PackArguments<T, W> arguments = {
-      static_cast<const W *>(p.gate), static_cast<const W *>(p.down), static_cast<const W *>(p.up),
-      p.norm_weight, p.norm_dtype == MMADAPT_F32, to, count, total, p.dim};
-  constexpr int64_t kBlock = kPackThreads * kPacked;
-  return launch({"swiglu_adapter_portable_pack_kernel", dim3((total + kBlock - 1) / kBlock),
-                 dim3(kPackThreads), 0, p.stream},
-                pack_kernel<T, W>, arguments);
 }
 
 template <bool BACKWARD>
@@ -140,17 +119,18 @@ mmadapt_cuda_status run(const mmadapt_swiglu_adapter_portable &p, Arguments &a) 
   a.scale = p.scale;
   a.eps = p.eps;
   a.x = p.x;
-  a.gate = p.gate;
-  a.down = p.down;
-  a.up = p.up;
   a.expert = p.expert;
   a.norm_weight = p.norm_weight;
-  return with_types(p.dtype, p.weight_dtype, [&](auto t, auto w) -> mmadapt_cuda_status {
+  return with_type(p.dtype, "dtype: expected bf16 or fp16", [&](auto t) -> mmadapt_cuda_status {
     using T = typename decltype(t)::type;
-    using W = typename decltype(w)::type;
     if constexpr (sizeof(T) == 2) {
-      const auto status = pack_weights<T, W>(p, a);
-      return failed(status) ? status : launch_rank<T, BACKWARD>(a, p.stages, p.stream);
+      PackedWeights weights;
+      const auto status = pack_weights<T>(p, p.workspace, &weights);
+      if (failed(status)) return status;
+      a.gate = weights.gate;
+      a.down = weights.down;
+      a.up = weights.up;
+      return launch_rank<T, BACKWARD>(a, p.stages, p.stream);
     }
     return bad_argument("dtype: expected bf16 or fp16");
   });

@@ -219,7 +219,7 @@ def portable_arguments(**changed):
     ("changed", "kernel"),
     [
         ({}, "swiglu_adapter_portable_kernel"),
-        ({"norm_weight": 16, "workspace": 16}, "swiglu_adapter_portable_pack_kernel"),
+        ({"norm_weight": 16, "workspace": 16}, "pack_weights_kernel"),
     ],
 )
 def test_a_portable_launch_without_a_gpu_names_its_arguments(changed, kernel):

@@ -26,12 +26,9 @@
 
 #include <cuda_runtime.h>
 
-#include <map>
-#include <mutex>
-#include <tuple>
-
 #include "../hopper/roles.cuh"
 #include "../launch.cuh"
+#include "../resident.cuh"
 #include "exchange.cuh"
 #include "load.cuh"
 
@@ -121,39 +118,6 @@ __global__ void __launch_bounds__(kThreads, 1) adapter_kernel(const __grid_const
 using Kernel = void (*)(Arguments);
 constexpr char kName[] = "swiglu_adapter_kernel";
 
-// How many clusters run at once. Kept by device and launch shape, since asking takes longer than a launch.
-inline cudaError_t resident_clusters(Kernel kernel, const Plan &plan, int *count) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, Kernel, int, uint32_t>, int> known;
-  int device;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const auto key = std::make_tuple(device, kernel, plan.cluster, plan.bytes);
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(key);
-  if (found != known.end()) {
-    *count = found->second;
-    return cudaSuccess;
-  }
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedLimit);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = plan.cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(plan.cluster);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = plan.bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  error = cudaOccupancyMaxActiveClusters(count, kernel, &config);
-  if (error != cudaSuccess) return error;
-  if (*count < 1) return cudaErrorLaunchOutOfResources;
-  known[key] = *count;
-  return cudaSuccess;
-}
-
 // The launch that seems fastest: its kernel, plan and clusters.
 struct Choice {
   Kernel kernel = nullptr;
@@ -180,7 +144,8 @@ cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   if (plan.rows == 0) return cudaSuccess;
   const Kernel kernel = &adapter_kernel<T, S>;
   int clusters = 0;
-  const cudaError_t error = resident_clusters(kernel, plan, &clusters);
+  const cudaError_t error = resident_clusters(reinterpret_cast<const void *>(kernel), plan.cluster,
+                                              kThreads, plan.bytes, &clusters);
   if (error != cudaSuccess) return error;
   const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
   const int64_t waves = (tiles + clusters - 1) / clusters;

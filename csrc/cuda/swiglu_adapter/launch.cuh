@@ -2,9 +2,9 @@
 #pragma once
 
 #include "../hopper/tensor_map.cuh"
+#include "../pack_weights.cuh"
 #include "kernel.cuh"
 #include "mmadapt/swiglu_adapter_cuda.h"
-#include "pack.cuh"
 
 namespace mmadapt::swiglu {
 
@@ -13,10 +13,6 @@ struct Rows {
   const void *input;
   void *output;
 };
-
-inline bool packs(const mmadapt_swiglu_adapter_sm90 &p) {
-  return p.weight_dtype != p.dtype || p.norm_weight != nullptr;
-}
 
 // The constraint that fails, or null.
 inline const char *refusal(const mmadapt_swiglu_adapter_sm90 &p) {
@@ -41,6 +37,7 @@ inline const char *refusal(const mmadapt_swiglu_adapter_sm90 &p) {
   if (p.residual == MMADAPT_RESIDUAL_NORM && p.norm_weight == nullptr) {
     return "norm_weight: absent, with the norm as residual";
   }
+  if (packs(p) && p.packed == nullptr) return "packed: expected memory for packed weights";
   const int c = p.cluster;
   if (c < 0 || c > 8 || (c & (c - 1)) != 0) return "cluster: expected 0, 1, 2, 4 or 8";
   if (p.rows != 0 && p.rows != 64 && p.rows != 128 && p.rows != 256) {
@@ -72,23 +69,13 @@ inline Arguments common(const mmadapt_swiglu_adapter_sm90 &p) {
 
 template <class T>
 mmadapt_cuda_status map_weights(Arguments &a, const mmadapt_swiglu_adapter_sm90 &p, int padded_rank) {
-  const void *gate = p.gate, *down = p.down, *up = p.up;
-  const int64_t projection = int64_t(p.experts) * p.rank * p.dim;
-  if (packs(p)) {
-    const int64_t total = 2 * projection + int64_t(p.up_experts) * p.rank * p.dim;
-    const mmadapt_cuda_status status = pack_weights<T>(
-        {p.gate, p.down, p.up, p.norm_weight, p.packed, projection, total, p.dim,
-         p.weight_dtype == MMADAPT_F32, p.norm_dtype == MMADAPT_F32},
-        p.stream);
-    if (failed(status)) return status;
-    gate = p.packed;
-    down = static_cast<T *>(p.packed) + projection;
-    up = static_cast<T *>(p.packed) + 2 * projection;
-  }
-  cudaError_t error = tiles(&a.gate, gate, p.experts, p.rank, p.dim, padded_rank, 64);
-  if (error == cudaSuccess) error = tiles(&a.down, down, p.experts, p.rank, p.dim, padded_rank, 64);
+  PackedWeights w;
+  const mmadapt_cuda_status status = pack_weights<T>(p, p.packed, &w);
+  if (failed(status)) return status;
+  cudaError_t error = tiles(&a.gate, w.gate, p.experts, p.rank, p.dim, padded_rank, 64);
+  if (error == cudaSuccess) error = tiles(&a.down, w.down, p.experts, p.rank, p.dim, padded_rank, 64);
   if (error == cudaSuccess) {
-    error = tiles(&a.up, up, p.up_experts, p.dim, p.rank, 64, padded_rank < 64 ? padded_rank : 64);
+    error = tiles(&a.up, w.up, p.up_experts, p.dim, p.rank, 64, padded_rank < 64 ? padded_rank : 64);
   }
   return cuda_status(error, kName);
 }

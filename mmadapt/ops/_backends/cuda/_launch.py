@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -51,9 +52,12 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def aligned(tensor: Tensor) -> Tensor:
+Operand = TypeVar("Operand", Tensor, Tensor | None)
+
+
+def aligned(tensor: Operand) -> Operand:
     """A copy where the data do not start at a multiple of 16 bytes, as views may."""
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def stream(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ from mmadapt.ops._backends.cuda import _swiglu_weights as cuda_weights
 from mmadapt.ops._backends.cuda._launch import (
     DTYPES,
     address,
+    aligned,
     extension,
     on_device,
     stream,
@@ -77,7 +78,7 @@ def forward(
     outputs = swiglu_adapter_outputs(x, gate, norm_weight)
     if x.numel() == 0:
         return outputs
-    x, gate, down, up, norm_weight = map(_aligned, (x, gate, down, up, norm_weight))
+    x, gate, down, up, norm_weight = map(aligned, (x, gate, down, up, norm_weight))
     if (path or kernels(x, gate)) == "portable":
         portable.forward(x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs)
         return outputs
@@ -116,7 +117,7 @@ def backward(
         return triton_backend.backward(
             dy, x, gate, down, up, expert, norm_weight, eps, zg, zd, rstd, residual, scale, needs
         )
-    dy, x, gate, down, up, norm_weight = map(_aligned, (dy, x, gate, down, up, norm_weight))
+    dy, x, gate, down, up, norm_weight = map(aligned, (dy, x, gate, down, up, norm_weight))
     gradients = swiglu_adapter_gradients(x, gate, down, up, norm_weight, needs)
     dz, h = triton_backend.for_weights(x, gate, up, norm_weight, needs)
     if (path or kernels(x, gate)) == "portable":
@@ -165,11 +166,6 @@ def _weight_gradients(
         cuda_weights.weight_gradients(*operands)
     else:
         triton_backend.weight_gradients(*operands, needs)
-
-
-def _aligned(tensor: Tensor | None) -> Tensor | None:
-    """A copy where the data do not start at a multiple of 16 bytes, as views may."""
-    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _room_for_packed(
