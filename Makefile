@@ -15,13 +15,13 @@ TRITON_TESTS    = tests/kernels/test_sm90.py $(wildcard tests/ops/test_triton*.p
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help venv build test test-slow test-peft test-triton36 sm90-shipped sm90 cuda-sm90 sanitize demo \
+.PHONY: help venv build test test-slow test-peft test-triton36 test-gpu sm90-shipped sm90 cuda-sm90 sanitize demo \
 	aurora-digits-retrieval aurora-digits-vqa crome-digits bench bench-overhead bench-gpu bench-gpu-subset \
 	bench-gpu-all performance lint format clean
 
 help:
 	@echo "make demo | aurora-digits-retrieval | aurora-digits-vqa | crome-digits |"
-	@echo "     test | test-slow | test-peft | test-triton36 | sm90 | cuda-sm90 | sanitize |"
+	@echo "     test | test-slow | test-peft | test-triton36 | test-gpu | sm90 | cuda-sm90 | sanitize |"
 	@echo "     bench | bench-overhead | bench-gpu | bench-gpu-subset | bench-gpu-all | performance |"
 	@echo "     lint | format | build | venv | clean"
 
@@ -71,11 +71,17 @@ sm90: venv
 cuda-sm90: venv
 	$(PY) tests/cuda/sm90.py
 
+# What needs a GPU, on one.
+test-gpu: venv
+	$(PYTEST) -n 4 -m gpu
+
 # Every CUDA kernel under compute-sanitizer; needs a GPU and the CUDA toolkit. Without torch's cache
-# every tensor is an allocation of its own, so that an access past its end is one past memory.
+# every tensor is an allocation of its own, so that an access past its end is one past memory. Minutes a
+# tool; SANITIZE=--quick takes every fifth problem.
 sanitize: venv
 	for tool in memcheck racecheck initcheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m tests.cuda.sanitize || exit 1; done
+		compute-sanitizer --tool $$tool --error-exitcode 1 \
+		$(PY) -m tests.cuda.sanitize $(SANITIZE) || exit 1; done
 
 demo: venv
 	$(VENV)/bin/mmadapt demo

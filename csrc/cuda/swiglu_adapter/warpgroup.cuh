@@ -397,7 +397,7 @@ __device__ __forceinline__ void stage2(const Arguments &a, const Warpgroup<S> &w
       release(weights.empty_barrier(), w.lane);
       weights.advance();
     }
-    wgmma_pin(acc); 
+    wgmma_pin(acc);
     if constexpr (S::ROUTED) load_rows(in, w, input.data());
     if (S::ROUTED && !r.all) {  // tokens without expert are the base, whatever the weights hold
 #pragma unroll
