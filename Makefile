@@ -81,7 +81,10 @@ test-gpu: venv
 sanitize: venv
 	for tool in memcheck racecheck initcheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
 		compute-sanitizer --tool $$tool --error-exitcode 1 \
-		$(PY) -m tests.cuda.sanitize $(SANITIZE) || exit 1; done
+		$(PY) -m tests.cuda.sanitize $(SANITIZE) || exit 1; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+		compute-sanitizer --tool $$tool --error-exitcode 1 \
+		$(PY) -m tests.cuda.sanitize --portable $(SANITIZE) swiglu_adapter || exit 1; done
 
 demo: venv
 	$(VENV)/bin/mmadapt demo

@@ -44,6 +44,13 @@ void define_adapters(py::module_ &m) {
                  field("zg", &Dx::zg), field("zd", &Dx::zd), field("rstd", &Dx::rstd),
                  field("dx", &Dx::dx), field("dz", &Dx::dz), field("h", &Dx::h),
                  field("dz_experts", &Dx::dz_experts), field("h_experts", &Dx::h_experts));
+  m.def(
+      "swiglu_adapter_plan",
+      [](int dim, int rank, bool norm, bool backward, int cluster, int rows) {
+        const auto p = mmadapt_swiglu_adapter_plan_sm90(dim, rank, norm, backward, cluster, rows);
+        return py::make_tuple(p.stages, p.weight_stages, p.shared_bytes);
+      },
+      "(stages of rows, of weights, bytes of shared memory) of a block; zeros: does not fit.");
 }
 
 void define_cp_linears(py::module_ &m) {

@@ -1,6 +1,7 @@
 // From a launcher in plain C to a Python function.
 //
-//     define(m, "masked_rows", &mmadapt_masked_rows_cuda, field("tokens", &Problem::tokens), ...);
+//     define(m, "modality_gate_forward", &mmadapt_modality_gate_forward_cuda,
+//            field("tokens", &Problem::tokens), ...);
 //
 // The Python function takes the struct's members by position, in that order, or by name: addresses
 // and streams as integers. What fails becomes an exception with all of them.

@@ -29,6 +29,7 @@
 #include "hopper/tensor_map.cuh"
 #include "launch.cuh"
 #include "resident.cuh"
+#include "vec.cuh"
 
 namespace mmadapt::cp_linear {
 namespace {
@@ -94,8 +95,6 @@ __global__ void __launch_bounds__(kThreads, 1) cp_linear_gemm_kernel(const __gri
 
 constexpr char kName[] = "cp_linear_gemm_kernel";
 
-bool aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 // The constraint that fails, or null.
 const char *refusal(const mmadapt_cp_linear_gemm_sm90 &p) {
   if (p.dtype != MMADAPT_BF16 && p.dtype != MMADAPT_F16) return "dtype: expected bf16 or fp16";
@@ -116,12 +115,12 @@ const char *refusal(const mmadapt_cp_linear_gemm_sm90 &p) {
   if (p.cluster < 0 || p.cluster > 2) return "cluster: expected 0, 1 or 2";
   if (p.group < 0) return "group: expected 0 or more";
   for (int k = 0; k < p.count; ++k) {
-    if (!aligned(p.left[k]) || !aligned(p.right[k])) {
+    if (!aligned16(p.left[k]) || !aligned16(p.right[k])) {
       return "left, right: expected addresses at multiples of 16";
     }
   }
   for (const void *pointer : {p.core, p.factor, static_cast<const void *>(p.y)}) {
-    if (!aligned(pointer)) return "core, factor, y: expected addresses at multiples of 16";
+    if (!aligned16(pointer)) return "core, factor, y: expected addresses at multiples of 16";
   }
   return nullptr;
 }
@@ -155,7 +154,8 @@ mmadapt_cuda_status launch_tile(Arguments &a, const mmadapt_cp_linear_gemm_sm90 
   const auto kernel = &cp_linear_gemm_kernel<T, COLUMNS, MAJOR>;
   int clusters = 0;
   cudaError_t error = resident_clusters(reinterpret_cast<const void *>(kernel), a.cluster, kThreads,
-                                        L::kBytes, &clusters);
+                                        L::kBytes, L::kBytes, &clusters);
+  if (error == cudaSuccess && clusters < 1) error = cudaErrorLaunchOutOfResources;
   if (error == cudaSuccess) error = fill_maps(a, p, COLUMNS);
   if (error != cudaSuccess) {
     cudaGetLastError();

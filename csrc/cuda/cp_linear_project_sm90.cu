@@ -10,8 +10,8 @@
 //                     +---------------------+              128/split rows            | order, mode|--> cores
 //                                                                                    +------------+
 //
-// Two blocks an SM, so that one's end hides behind the other's loads. The number of parts is a function of
-// the shape, and they are added in order: reruns are bit-equal. How z becomes the cores:
+// Two blocks may share an SM, so that one's end hides behind the other's loads; K is not split further than
+// one block an SM. The number of parts is a function of the shape, and they are added in order: reruns are bit-equal. How z becomes the cores:
 // cp_linear/project_finish.cuh. The kernel after this one may start beside it, and waits for it itself.
 
 #include "cp_linear/project_finish.cuh"
@@ -143,8 +143,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 constexpr char kName[] = "cp_linear_project_kernel";
 
-bool aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 // The constraint that fails, or null.
 const char *refusal(const mmadapt_cp_linear_project_sm90 &p) {
   if (p.dtype != MMADAPT_BF16 && p.dtype != MMADAPT_F16) return "dtype: expected bf16 or fp16";
@@ -162,7 +160,7 @@ const char *refusal(const mmadapt_cp_linear_project_sm90 &p) {
   if (s < 0 || s > kMaxSplit || (s & (s - 1)) != 0) return "split: expected 0, 1, 2, 4 or 8";
   for (const void *pointer : {p.x, p.factor_in, static_cast<const void *>(p.z),
                               static_cast<const void *>(p.core)}) {
-    if (!aligned(pointer)) return "x, factor_in, z, core: expected addresses at multiples of 16";
+    if (!aligned16(pointer)) return "x, factor_in, z, core: expected addresses at multiples of 16";
   }
   return nullptr;
 }
@@ -174,7 +172,8 @@ mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_cp_linear_project_sm
   const auto kernel = &cp_linear_project_kernel<T, RP>;
   int clusters = 0;
   cudaError_t error = resident_clusters(reinterpret_cast<const void *>(kernel), a.split, kThreads,
-                                        Layout<RP>::kBytes, &clusters);
+                                        Layout<RP>::kBytes, Layout<RP>::kBytes, &clusters);
+  if (error == cudaSuccess && clusters < 1) error = cudaErrorLaunchOutOfResources;
   if (error == cudaSuccess) error = row_tiles(&a.x, p.x, p.tokens, p.dim, kRows);
   if (error == cudaSuccess) error = row_tiles(&a.factor, p.factor_in, p.rank, p.dim, RP);
   if (error != cudaSuccess) {
@@ -263,7 +262,7 @@ extern "C" mmadapt_cuda_status mmadapt_cp_linear_pack_cuda(const mmadapt_cp_line
   for (const void *pointer : {static_cast<const void *>(p.first), static_cast<const void *>(p.second),
                               static_cast<const void *>(p.first_out),
                               static_cast<const void *>(p.second_out)}) {
-    if (!aligned(pointer)) {
+    if (!aligned16(pointer)) {
       return bad_argument("first, second and their copies: expected addresses at multiples of 16");
     }
   }

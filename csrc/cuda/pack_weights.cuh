@@ -36,6 +36,8 @@ __device__ __forceinline__ void load8(float (&v)[8], const void *from, int64_t a
   }
 }
 
+namespace {  // one in each object: they are compiled for different architectures
+
 template <class T>
 __global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(Pack p) {
   const int64_t at = (int64_t(blockIdx.x) * kPackThreads + threadIdx.x) * 8;
@@ -59,6 +61,8 @@ __global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(Pack p) {
   for (int i = 0; i < 8; ++i) out.at[i] = from_float<T>(v[i]);
   store(static_cast<T *>(p.packed) + at, out);
 }
+
+}  // namespace
 
 // The adapter's weights as 16-bit matrices: the problem's own, or packed into `packed`.
 struct PackedWeights {

@@ -9,10 +9,12 @@
 
 namespace mmadapt {
 
-// Sets `*count`, after telling the kernel its limit of shared memory; a launch then has `told`. Kept by
-// device and launch shape, since asking takes longer than a launch.
+// Sets `*count`, 0 where not even one fits, after telling the kernel that blocks may have `limit` bytes of
+// shared memory; a launch then has `told`. `limit` is the same in all calls for a kernel: it holds for the
+// kernel, and the last one told counts. Kept by device and launch shape, since asking takes longer than a
+// launch.
 inline cudaError_t resident_clusters(const void *kernel, int cluster, int threads, int shared,
-                                     int *count) {
+                                     int limit, int *count) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void *, int, int, int>, int> known;
   int device;
@@ -25,7 +27,7 @@ inline cudaError_t resident_clusters(const void *kernel, int cluster, int thread
     *count = found->second;
     return cudaSuccess;
   }
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -39,7 +41,6 @@ inline cudaError_t resident_clusters(const void *kernel, int cluster, int thread
   config.numAttrs = 1;
   error = cudaOccupancyMaxActiveClusters(count, kernel, &config);
   if (error != cudaSuccess) return error;
-  if (*count < 1) return cudaErrorLaunchOutOfResources;
   known[key] = *count;
   return cudaSuccess;
 }

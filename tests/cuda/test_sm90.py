@@ -103,8 +103,8 @@ ptxas info    : Used 255 registers, used 1 barriers"""
 
 
 def test_names():
-    inner = "_ZN7mmadapt47_GLOBAL__N__1673cacc_14_masked_rows_cu_a0bd57b718masked_rows_kernelEPKh"
-    assert sm90.plain(inner) == "masked_rows_kernel"
+    inner = "_ZN7mmadapt47_GLOBAL__N__1673cacc_14_ordered_sum_cu_a0bd57b718ordered_sum_kernelEPKh"
+    assert sm90.plain(inner) == "ordered_sum_kernel"
 
 
 def test_without_nvcc_it_says_so(monkeypatch, capsys):

@@ -44,6 +44,8 @@ def test_a_launch_without_a_gpu_names_its_arguments():
         (11, 3, "cluster: "),
         (11, 16, "cluster: "),
         (12, 96, "rows: "),
+        (3, 2**15 + 1, "experts: expected at most 32768"),
+        (6, 0, "packed: expected memory for packed weights"),
     ],
 )
 def test_bad_arguments_are_named_before_the_launch(index, value, text):
@@ -162,7 +164,7 @@ def test_any_tile_gives_the_same_result(rank, cluster, rows, monkeypatch):
         results = run(backend, *args, "input")
     except ValueError as error:
         assert "no such tile fits into shared memory" in str(error)
-        assert cluster == 8  # the sums of eight blocks take too much room
+        assert (rank, cluster, rows) == (64, 8, 64)  # the sums of 31 others take too much room
         return
     for actual, same in zip(results, expected, strict=True):
         assert_close_in_norm(actual, same)
@@ -268,16 +270,37 @@ def test_sizes_of_the_portable_kernels(sizes, text):
 
 
 @pytest.mark.parametrize(
-    ("no_hopper", "dim", "path"),
+    ("no_hopper", "experts", "dim", "path"),
     [
-        (None, 8192, "hopper"),
-        (None, 16384, "portable"),  # wider than the Hopper kernels take
-        ("compute capability 8.0, needs 9.0", 4096, "portable"),
+        (None, 1, 8192, "hopper"),
+        (None, 1, 8200, "portable"),  # wider than the Hopper kernels take
+        (None, 2**15, 8, "hopper"),
+        (None, 2**15 + 1, 8, "portable"),
+        ("compute capability 8.0, needs 9.0", 1, 4096, "portable"),
     ],
 )
-def test_hopper_kernels_serve_what_they_can(monkeypatch, no_hopper, dim, path):
+def test_hopper_kernels_serve_what_they_can(monkeypatch, no_hopper, experts, dim, path):
     monkeypatch.setattr(backend, "unsupported_device", lambda *args, **settings: no_hopper)
-    assert backend.kernels(torch.empty(1, dim), torch.empty(1, 64, dim)) == path
+    assert backend.kernels(torch.empty(1, dim), torch.empty(experts, 1, dim)) == path
+
+
+@pytest.mark.parametrize("rank", [32, 64, 128])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_hopper_kernels_have_a_plan(rank, norm, backward):
+    for dim in (8, 64, 136, 768, 1032, 2048, 4096, 5120, 8192):
+        for cluster in (1, 2, 4):
+            for rows in (64, 128, 256) if rank < 128 else (64, 128):
+                stages, weight_stages, shared = backend._C.cuda.swiglu_adapter_plan(
+                    dim, rank, norm, backward, cluster, rows
+                )
+                assert min(stages, weight_stages) >= 1
+                assert shared <= 232448  # bytes of shared memory that a block of sm_90 may have
+
+
+def test_a_tile_that_does_not_fit_has_no_plan():
+    assert backend._C.cuda.swiglu_adapter_plan(4096, 64, False, False, 8, 64) == (0, 0, 0)
+    assert backend._C.cuda.swiglu_adapter_plan(4096, 128, False, False, 2, 256) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("stages", gpu((2,), (3,), (4,), (7,)))

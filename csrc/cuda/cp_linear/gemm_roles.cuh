@@ -211,13 +211,6 @@ __device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arg
   release(before);
 }
 
-// Four 8 x 8 blocks from registers: lane i names row i%8 of block i/8.
-__device__ __forceinline__ void store_blocks(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-}
-
 // A warp's 16 rows, 64 columns at a time through two boxes in shared memory; the last two stores are still
 // under way when the next tile begins.
 template <class T, int COLUMNS>
@@ -242,7 +235,7 @@ __device__ __forceinline__ void store_tile(const float (&d)[COLUMNS / 2], const 
                              hopper::pack<T>(d[4 * j + 4] + right.x, d[4 * j + 5] + right.y),
                              hopper::pack<T>(d[4 * j + 6] + right.x, d[4 * j + 7] + right.y)};
       const uint32_t at = lane % 16, unit = 2 * pair + lane / 16;
-      store_blocks(box + at * 128 + ((unit ^ (at & 7)) << 4), r);
+      hopper::store_blocks(box + at * 128 + ((unit ^ (at & 7)) << 4), r);
     }
     hopper::fence_async_proxy();
     __syncwarp();

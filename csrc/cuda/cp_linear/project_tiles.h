@@ -16,7 +16,7 @@ constexpr int kThreads = kConsumers + 32;  // and a warp that loads
 constexpr int kBlocks = 132;  // multiprocessors of an H100 or H200
 constexpr int kMaxSplit = 8;
 
-// RP: ranks, padded to a product's columns. Two blocks share an SM's 228 KB.
+// RP: ranks, padded to a product's columns. Two blocks have room in an SM's 228 KB.
 template <int RP>
 struct Layout {
   static constexpr int kStages = RP == 16 ? 6 : RP == 32 ? 5 : RP == 64 ? 4 : 3;

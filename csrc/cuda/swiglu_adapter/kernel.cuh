@@ -145,8 +145,8 @@ cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   const Kernel kernel = &adapter_kernel<T, S>;
   int clusters = 0;
   const cudaError_t error = resident_clusters(reinterpret_cast<const void *>(kernel), plan.cluster,
-                                              kThreads, plan.bytes, &clusters);
-  if (error != cudaSuccess) return error;
+                                              kThreads, plan.bytes, kSharedLimit, &clusters);
+  if (error != cudaSuccess || clusters < 1) return error;
   const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
   const int64_t waves = (tiles + clusters - 1) / clusters;
   const int64_t cost = cost_of(plan, waves, S::MP);

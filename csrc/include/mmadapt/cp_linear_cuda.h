@@ -31,7 +31,7 @@ typedef struct {
   int32_t dropout;      // mmadapt_dropout
   int32_t threshold;    // of the hash's 24 bits: entries below it are dropped
   float kept, scale;    // kept: factor on the others
-  int32_t split;        // parts of dim: 1, 2, 4, 8; 0: as many as fill the GPU
+  int32_t split;        // parts of dim: 1, 2, 4, 8; 0: about one block an SM
   const void *x;          // [tokens, dim]
   const void *factor_in;  // [rank, dim] in dtype
   const void *mode[MMADAPT_CP_LINEAR_MAX_GROUP];

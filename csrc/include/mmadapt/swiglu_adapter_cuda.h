@@ -1,7 +1,7 @@
 // CUDA for Hopper: the SwiGLU adapter of swiglu_adapter.h, forward and the gradient of x.
 //
 // Activations are bf16 or fp16, weights of the same type or fp32; dim and rank are multiples of 8, rank at
-// most 128, dim at most 8192; arrays start at multiples of 16 bytes.
+// most 128, dim at most 8192, experts at most 32768; arrays start at multiples of 16 bytes.
 #ifndef MMADAPT_SWIGLU_ADAPTER_CUDA_H
 #define MMADAPT_SWIGLU_ADAPTER_CUDA_H
 
@@ -19,13 +19,14 @@ typedef struct {
   int32_t dtype, weight_dtype, norm_dtype;  // mmadapt_dtype
   int32_t residual;                         // mmadapt_residual
   float scale, eps;
-  int32_t cluster;  // blocks that share a tile: 1, 2, 4, 8; 0: chosen by dim
-  int32_t rows;     // of a tile: 64, 128, 256; 0: chosen by tokens
+  int32_t cluster;  // blocks that share a tile: 1, 2, 4, 8; 0: chosen, with rows, for the least time
+  int32_t rows;     // of a tile: 64, 128, 256; 0: chosen
   const void *x;    // [tokens, dim]
   const void *gate, *down, *up;
   const int32_t *expert;    // [tokens], -1..experts-1; null: all rows expert 0
   const void *norm_weight;  // [dim]; null: no norm
-  // Room for gate, down and up in dtype, where weight_dtype is another or there is a norm; else unused.
+  // Room for gate and down in dtype, where weight_dtype is another or there is a norm, and behind them for
+  // up, where weight_dtype is another; else unused.
   void *packed;
   void *stream;
 } mmadapt_swiglu_adapter_sm90;
@@ -49,6 +50,14 @@ typedef struct {
   int32_t dz_experts, h_experts;
 } mmadapt_swiglu_adapter_dx_sm90;
 
+typedef struct {
+  int32_t stages, weight_stages, shared_bytes;  // all 0: does not fit
+} mmadapt_swiglu_adapter_plan;
+
+// What a launch with these settings (cluster and rows not 0) would use. Needs no GPU.
+mmadapt_swiglu_adapter_plan mmadapt_swiglu_adapter_plan_sm90(int32_t dim, int32_t rank, int32_t norm,
+                                                             int32_t backward, int32_t cluster,
+                                                             int32_t rows);
 mmadapt_cuda_status mmadapt_swiglu_adapter_forward_cuda(const mmadapt_swiglu_adapter_forward_sm90 *p);
 mmadapt_cuda_status mmadapt_swiglu_adapter_dx_cuda(const mmadapt_swiglu_adapter_dx_sm90 *p);
 

@@ -1,6 +1,6 @@
 // CUDA from sm_80 on: the SwiGLU adapter of swiglu_adapter.h, forward and the gradient of x.
 //
-// As swiglu_adapter_cuda.h, with the same limits and without a plan: any dim and any number of experts.
+// As swiglu_adapter_cuda.h, with the same limits and without a plan: dim up to 2^20 and any number of experts.
 // Weights that are fp32, and gate and down behind a norm, are packed first: into `workspace`, of the
 // activations' type, by a launch of its own.
 #ifndef MMADAPT_SWIGLU_ADAPTER_PORTABLE_H

@@ -52,7 +52,7 @@ def forward(
     outputs: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     """Fill y, zg, zd and rstd; everything starts at multiples of 16 bytes."""
-    workspace = _workspace(x, gate, up, norm_weight)
+    workspace = room_for_packed(x, gate, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_portable_forward(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, workspace),
@@ -79,7 +79,7 @@ def input_gradient(
     h: Tensor,
 ) -> None:
     """Fill dx, and unless of size 0 dz and h (`for_weights` of the Triton backend)."""
-    workspace, rank = _workspace(x, gate, up, norm_weight), gate.shape[1]
+    workspace, rank = room_for_packed(x, gate, up, norm_weight), gate.shape[1]
     with on_device(x):
         _C.cuda.swiglu_adapter_portable_dx(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, workspace),
@@ -88,7 +88,7 @@ def input_gradient(
         )  # fmt: skip
 
 
-def _workspace(x: Tensor, gate: Tensor, up: Tensor, norm_weight: Tensor | None) -> Tensor:
+def room_for_packed(x: Tensor, gate: Tensor, up: Tensor, norm_weight: Tensor | None) -> Tensor:
     """Memory for the weights that have to be packed: gate and down, and up if it is fp32."""
     convert = gate.dtype != x.dtype
     packed = 2 * gate.numel() if convert or norm_weight is not None else 0

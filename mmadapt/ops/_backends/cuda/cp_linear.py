@@ -42,7 +42,7 @@ backend's tables, and "cp_linear.cuda_backward" for the gradient of x.
 """
 
 
-def prefers_gemm(tokens: int, inner: int, columns: int, rank: int, count: int) -> bool:
+def prefers_gemm(tokens: int, columns: int) -> bool:
     """Whether the GEMM here is faster than cuBLAS, which needs a second pass over y.
 
     It was at every size tried on an H200, from 2,048 rows on (bench/NOTES.md). A tile holds 128
@@ -157,7 +157,7 @@ def _input_gradient(
 
 def _settings(name: str, inner: int, y: Tensor, rank: int, count: int) -> Mapping[str, int]:
     tokens, columns = y.shape
-    default = SETTINGS | {"gemm": int(prefers_gemm(tokens, inner, columns, rank, count))}
+    default = SETTINGS | {"gemm": int(prefers_gemm(tokens, columns))}
     found = tiles(name, y, default, T=tokens, d_in=inner, d_out=columns, R=rank, K=count)
     return {**default, **found}
 

@@ -28,10 +28,11 @@ if not hasattr(_C.cuda, "swiglu_adapter_portable_forward"):
     raise ImportError("mmadapt._C is older than its sources")
 
 MAX_HOPPER_DIM = 8192
+MAX_HOPPER_EXPERTS = 2**15
 
 MAX_WEIGHTS_COLUMNS = 64
 """(expert, rank) columns up to which CUDA makes the weights' gradients: at 128 Triton is faster (83
-us against 91 for 8192 x 4096 in bf16 on an H100)."""
+us against 90 for 8192 x 4096 in bf16 on an H100)."""
 
 RESIDUALS = portable.RESIDUALS
 
@@ -47,14 +48,15 @@ def unsupported(
     """The constraint that rules this backend out, or None."""
     if (reason := portable.unsupported(x, gate)) is not None:
         return reason  # these take whatever the others do
-    # Triton's kernels make the weights' gradients.
+    # Triton's kernels make the weights' gradients where those here cannot.
     return triton_backend.unsupported(x, gate, down, up, expert, norm_weight)
 
 
 def kernels(x: Tensor, gate: Tensor) -> str:
     """Which kernels serve a call that is not `unsupported`: "hopper" or "portable"."""
     reason = unsupported_device("x", x, (torch.bfloat16, torch.float16), hopper=True)
-    fits = gate.shape[2] <= MAX_HOPPER_DIM and x.shape[0] < 2**31 - 256
+    experts, _, dim = gate.shape
+    fits = dim <= MAX_HOPPER_DIM and experts <= MAX_HOPPER_EXPERTS and x.shape[0] < 2**31 - 256
     return "hopper" if reason is None and fits else "portable"
 
 
@@ -82,7 +84,7 @@ def forward(
     if (path or kernels(x, gate)) == "portable":
         portable.forward(x, gate, down, up, expert, norm_weight, eps, residual, scale, outputs)
         return outputs
-    packed = _room_for_packed(x, gate, down, up, norm_weight)
+    packed = portable.room_for_packed(x, gate, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_forward(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, packed),
@@ -130,7 +132,7 @@ def backward(
                 dy, x, gate, down, expert, norm_weight, rstd, residual, dz, h, gradients, needs
             )
         return gradients
-    rank, packed = gate.shape[1], _room_for_packed(x, gate, down, up, norm_weight)
+    rank, packed = gate.shape[1], portable.room_for_packed(x, gate, up, norm_weight)
     with on_device(x):
         _C.cuda.swiglu_adapter_dx(
             *_problem(x, gate, down, up, expert, norm_weight, eps, residual, scale, packed),
@@ -168,15 +170,6 @@ def _weight_gradients(
         triton_backend.weight_gradients(*operands, needs)
 
 
-def _room_for_packed(
-    x: Tensor, gate: Tensor, down: Tensor, up: Tensor, norm_weight: Tensor | None
-) -> Tensor | None:
-    """Memory for the weights as the products want them, where they are not so already."""
-    if gate.dtype == x.dtype and norm_weight is None:
-        return None
-    return x.new_empty(gate.numel() + down.numel() + up.numel())
-
-
 def _problem(
     x: Tensor,
     gate: Tensor,
@@ -187,7 +180,7 @@ def _problem(
     eps: float,
     residual: str,
     scale: float,
-    packed: Tensor | None,
+    packed: Tensor,
     cluster: int = 0,
     rows: int = 0,
 ) -> tuple[int | float, ...]:
