@@ -128,8 +128,8 @@ struct Choice {
 
 // What a launch seems to take, in percent of a row of one chunk that passes a block. Fitted to what was
 // measured: waves count; within one wave nothing overlaps with the next tile; clusters of four leave some
-// multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory. Rings of one stage
-// are for where there is no other way.
+// multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory. That a ring of one stage
+// costs half as much again is a guess.
 inline int64_t cost_of(const Plan &p, int64_t waves, int padded_rank) {
   const int64_t percent = 100 + (waves == 1 ? 8 : 0) + (p.cluster > 2 ? 10 : 0) +
                           (p.rows == 256 ? 5 : 0) + (p.stages == 1 || p.weight_stages == 1 ? 50 : 0);
