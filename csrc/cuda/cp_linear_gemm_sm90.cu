@@ -25,6 +25,7 @@
 // K is summed in one order, whatever the tile: reruns are bit-equal.
 
 #include "cp_linear/gemm_roles.cuh"
+#include "hopper/multiprocessors.h"
 #include "hopper/roles.cuh"
 #include "hopper/tensor_map.cuh"
 #include "launch.cuh"
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 1) cp_linear_gemm_kernel(const __gri
   const uint32_t shared = hopper::local(memory);
   float *bias = reinterpret_cast<float *>(memory + L::kBias);
   const Barriers<COLUMNS> barriers = {shared + L::kBarriers};
-  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const int warp = hopper::uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) barriers.init(a.cluster);
   __syncwarp();
   hopper::cluster_arrive();
@@ -65,9 +66,8 @@ __global__ void __launch_bounds__(kThreads, 1) cp_linear_gemm_kernel(const __gri
   } else {
     hopper::more_registers<232>();
     const int group = warp / 4;
-    const uint32_t left = hopper::gemm::k_major(shared + group * (64 * 128));
-    const uint32_t right = MAJOR == Major::K ? hopper::gemm::k_major(shared + L::kLeftBytes)
-                                             : hopper::gemm::n_major(shared + L::kLeftBytes);
+    const uint32_t left = hopper::gemm::first_box<Major::K>(shared + group * (64 * 128));
+    const uint32_t right = hopper::gemm::first_box<MAJOR>(shared + L::kLeftBytes);
     const uint32_t boxes = shared + L::kStores + warp * 2 * kStoreBytes;
     const uint32_t peer = hopper::remote(barriers.empty(0), tiles.rank ^ (a.cluster - 1));
     const Release<COLUMNS> release = {barriers, peer, lane == 0, a.cluster == 2};
@@ -204,7 +204,6 @@ extern "C" mmadapt_cuda_status mmadapt_cp_linear_gemm_cuda(const mmadapt_cp_line
   a.columns = p.columns;
   a.bias = p.bias;
   a.bias_is_fp32 = p.bias_dtype == MMADAPT_F32;
-  constexpr int kBlocks = 132;  // of an H100 or H200
-  const int tile = p.tile != 0 ? p.tile : choose_tile(a.row_tiles, p.columns, kBlocks);
+  const int tile = p.tile != 0 ? p.tile : choose_tile(a.row_tiles, p.columns, hopper::kMultiprocessors);
   return p.dtype == MMADAPT_BF16 ? launch_type<__nv_bfloat16>(a, p, tile) : launch_type<__half>(a, p, tile);
 }

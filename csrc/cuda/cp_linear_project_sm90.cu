@@ -11,8 +11,9 @@
 //                                                                                    +------------+
 //
 // Two blocks may share an SM, so that one's end hides behind the other's loads; K is not split further than
-// one block an SM. The number of parts is a function of the shape, and they are added in order: reruns are bit-equal. How z becomes the cores:
-// cp_linear/project_finish.cuh. The kernel after this one may start beside it, and waits for it itself.
+// one block an SM. The number of parts is a function of the shape, and they are added in order: reruns are
+// bit-equal. How z becomes the cores: cp_linear/project_finish.cuh. The kernel after this one may start beside
+// it, and waits for it itself.
 
 #include "cp_linear/project_finish.cuh"
 #include "hopper/roles.cuh"
@@ -67,8 +68,8 @@ __device__ __forceinline__ void multiply_chunks(float (&d)[RP / 2], const Barrie
                                                 uint32_t shared, const Part &part, int group, int lane) {
   namespace wg = hopper::gemm;
   using L = Layout<RP>;
-  const uint32_t left = wg::k_major(shared + group * (64 * 128));
-  const uint32_t right = wg::k_major(shared + L::kLeftBytes);
+  const uint32_t left = hopper::low_word(shared + group * (64 * 128));
+  const uint32_t right = hopper::low_word(shared + L::kLeftBytes);
   int slot = 0, before = 0;
   uint32_t parity = 0;
 #pragma unroll
@@ -76,20 +77,20 @@ __device__ __forceinline__ void multiply_chunks(float (&d)[RP / 2], const Barrie
   for (int c = 0; c < part.count; ++c) {
     hopper::barrier_wait(barriers.full(slot), parity);
     const uint32_t at = slot * (L::kStageBytes >> 4);
-    wg::fence();
+    hopper::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       wg::multiply<T, wg::Major::K>(d, left + at + k * wg::kStep<wg::Major::K>,
                                     right + at + k * wg::kStep<wg::Major::K>, 1);
     }
-    wg::commit();
-    wg::wait<1>();
+    hopper::wgmma_commit();
+    hopper::wgmma_wait<1>();
     hopper::barrier_arrive_if(lane == 0 && c > 0, barriers.empty(before));
     before = slot;
     if (++slot == L::kStages) slot = 0, parity ^= 1;
   }
-  wg::wait<0>();
-  wg::pin(d);
+  hopper::wgmma_wait<0>();
+  hopper::wgmma_pin(d);
 }
 
 template <int RP>
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = hopper::local(memory);
   const Barriers<RP> barriers = {shared + L::kBarriers};
-  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const int warp = hopper::uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
   const int block = static_cast<int>(hopper::cluster_block());
   const int row = int(blockIdx.x) / a.split * kRows;
   const Part part = my_part(a, block);

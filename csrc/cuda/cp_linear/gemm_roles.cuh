@@ -179,13 +179,13 @@ __device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arg
   for (int c = 0; c < whole; ++c) {
     hopper::barrier_wait(barriers.full(ring.slot), ring.parity);
     const uint32_t l = left + ring.slot * kStage, r = right + ring.slot * kStage;
-    wg::fence();
+    hopper::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       wg::multiply<T, MAJOR>(d, l + k * wg::kStep<Major::K>, r + k * wg::kStep<MAJOR>, c + k);
     }
-    wg::commit();
-    wg::wait<1>();
+    hopper::wgmma_commit();
+    hopper::wgmma_wait<1>();
     if (c > 0) release(before);
     before = ring.slot;
     ring.advance();
@@ -196,18 +196,18 @@ __device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arg
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
       if (k < a.last_steps) {
-        wg::fence();
+        hopper::wgmma_fence();
         wg::multiply<T, MAJOR>(d, l + k * wg::kStep<Major::K>, r + k * wg::kStep<MAJOR>, 1);
-        wg::commit();
+        hopper::wgmma_commit();
       }
     }
-    wg::wait<1>();  // at least what used the slot before
+    hopper::wgmma_wait<1>();  // at least what used the slot before
     release(before);
     before = ring.slot;
     ring.advance();
   }
-  wg::wait<0>();
-  wg::pin(d);
+  hopper::wgmma_wait<0>();
+  hopper::wgmma_pin(d);
   release(before);
 }
 

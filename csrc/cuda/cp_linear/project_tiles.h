@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../hopper/multiprocessors.h"
 #include "mmadapt/cp_linear_cuda.h"
 
 namespace mmadapt::cp_linear::project {
@@ -13,7 +14,6 @@ constexpr int kRows = 128;   // of x a cluster owns: 64 a consumer warpgroup
 constexpr int kChunk = 64;   // of K: a 128-byte row of shared memory
 constexpr int kConsumers = 256;
 constexpr int kThreads = kConsumers + 32;  // and a warp that loads
-constexpr int kBlocks = 132;  // multiprocessors of an H100 or H200
 constexpr int kMaxSplit = 8;
 
 // RP: ranks, padded to a product's columns. Two blocks have room in an SM's 228 KB.
@@ -46,7 +46,7 @@ struct Arguments {
 // 8192 rows of 4096, 21.8 us in 2 parts, 29.7 in 4; and eight parts than four: 2048 rows, 10.6 and 9.7.)
 inline int choose_split(int64_t row_tiles, int chunks) {
   int split = 1;
-  while (split < kMaxSplit && row_tiles * split * 2 <= (split < 4 ? kBlocks : kBlocks / 2) &&
+  while (split < kMaxSplit && row_tiles * split * 2 <= hopper::kMultiprocessors / (split < 4 ? 1 : 2) &&
          split * 4 <= chunks) {
     split *= 2;
   }

@@ -2,15 +2,12 @@
 #pragma once
 
 #include "../hopper/barrier.cuh"
+#include "../hopper/wgmma_common.cuh"
 #include "arguments.h"
 
 namespace mmadapt::swiglu {
 
 using namespace mmadapt::hopper;
-
-// The same value in every lane, and known to the compiler as such: wgmma under a branch that might
-// diverge is serialised.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
 
 // One end of a ring: the stage in turn. `full` completes when a stage has been filled, `empty` when
 // everybody has released it.

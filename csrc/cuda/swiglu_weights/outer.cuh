@@ -15,12 +15,6 @@ using namespace hopper;
 constexpr uint32_t kEveryToken = 0xFFFFFFFFu;
 constexpr int kBatch = 16;  // tiles whose ids the loading warp asks for at once: more than a ring holds
 
-// The same value in every lane, and known to the compiler as such: wgmma under a branch that might
-// diverge is serialised.
-__device__ __forceinline__ uint32_t uniform(uint32_t value) {
-  return __shfl_sync(0xFFFFFFFFu, value, 0);
-}
-
 // The stages lie at the start of shared memory, what controls them behind.
 struct Ring {
   uint32_t stages, control, stage_bytes;
@@ -183,9 +177,8 @@ using Sums = float[R::kProducts][R::kChunks][R::kProductColumns / 2];
 
 template <class T, class R>
 __device__ __forceinline__ void multiply_tile(Sums<R> &sums, uint32_t stage, int warpgroup) {
-  const uint32_t left =
-      row_major(stage + warpgroup * R::kChunks * kChunkBytes, kChunkBytes);
-  const uint32_t right = row_major(stage + R::kWideBytes, R::kBoxBytes);
+  const uint32_t left = low_word(stage + warpgroup * R::kChunks * kChunkBytes, kChunkBytes);
+  const uint32_t right = low_word(stage + R::kWideBytes, R::kBoxBytes);
   constexpr int kProductBytes = R::kProductColumns / R::kBox * R::kBoxBytes;
 #pragma unroll
   for (int k = 0; k < kTokens; k += 16) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../hopper/multiprocessors.h"
+
 namespace mmadapt::swiglu_weights {
 
 constexpr int kTokens = 32;  // tokens a tile: also the lanes of a warp, one id each
@@ -16,9 +18,6 @@ constexpr int kControlBytes = 1024;  // barriers, and which tokens of a tile cou
 constexpr int kSharedBytes = 232448 - kControlBytes;  // of what a block may have on sm_90
 constexpr int kMaxColumns = 128;     // of dz (each half) and of h
 
-// Blocks to aim at: one for each multiprocessor of an H100 or H200, since a block fills one. A constant, so
-// that the order of the sums is a function of the shapes alone.
-constexpr int kBlocks = 132;
 constexpr int kLeastTiles = 4;  // a split has as many, where it can
 
 // The tile table: a block sums wide^T narrow for `kColumns` columns of the wide factor (x or dy) and all
@@ -72,7 +71,7 @@ inline Plan make_plan(int64_t tokens, int dim, int pair_columns, int up_columns)
   p.pair_blocks = pair_columns > 0 ? blocks_over(dim, pair_width) : 0;
   p.up_blocks = up_columns > 0 ? blocks_over(dim, Tile<64, false>::kColumns) : 0;
   const int64_t most_splits = tiles_of(tokens) / kLeastTiles;
-  p.splits = kBlocks / (p.pair_blocks + p.up_blocks);
+  p.splits = hopper::kMultiprocessors / (p.pair_blocks + p.up_blocks);
   if (p.splits > most_splits) p.splits = static_cast<int>(most_splits);
   if (p.splits < 1) p.splits = 1;
   p.parts = int64_t(p.splits) * dim * (2 * int64_t(pair_columns) + up_columns);
