@@ -2,10 +2,11 @@
 
 #include "bindings.h"
 
+#include <tuple>
+
 #include "mmadapt/cp_linear_cuda.h"
 #include "mmadapt/modality_gate.h"
 #include "mmadapt/swiglu_adapter_cuda.h"
-#include "mmadapt/swiglu_adapter_portable.h"
 #include "mmadapt/swiglu_weights_cuda.h"
 
 namespace py = pybind11;
@@ -13,37 +14,66 @@ namespace py = pybind11;
 namespace mmadapt {
 namespace {
 
-#ifdef MMADAPT_HAVE_SM90
-// The members of `Call::problem`, which every call has, and then `own`.
-template <class Call, class... Own>
+// An adapter's launcher: the sizes, `settings` of its tiles, the operands with the memory for packed weights
+// under the name `packed`, and then the call's `own`.
+template <class Call, class... Settings, class... Own>
 void define_adapter(py::module_ &m, const char *name, mmadapt_cuda_status (*launcher)(const Call *),
-                    Own... own) {
-  using Problem = mmadapt_swiglu_adapter_sm90;
+                    const char *packed, std::tuple<Settings...> settings, Own... own) {
+  using Problem = mmadapt_swiglu_adapter_gpu;
   const auto shared = [](const char *field_name, auto Problem::*member) {
     return nested(field_name, &Call::problem, member);
   };
-  define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
-         shared("rank", &Problem::rank), shared("experts", &Problem::experts),
-         shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
-         shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
-         shared("residual", &Problem::residual), shared("scale", &Problem::scale),
-         shared("eps", &Problem::eps), shared("cluster", &Problem::cluster), shared("rows", &Problem::rows),
-         shared("x", &Problem::x), shared("gate", &Problem::gate), shared("down", &Problem::down),
-         shared("up", &Problem::up), shared("expert", &Problem::expert),
-         shared("norm_weight", &Problem::norm_weight), shared("packed", &Problem::packed),
-         shared("stream", &Problem::stream), own...);
+  std::apply(
+      [&](auto... setting) {
+        define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
+               shared("rank", &Problem::rank), shared("experts", &Problem::experts),
+               shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
+               shared("weight_dtype", &Problem::weight_dtype),
+               shared("norm_dtype", &Problem::norm_dtype), shared("residual", &Problem::residual),
+               shared("scale", &Problem::scale), shared("eps", &Problem::eps), setting...,
+               shared("x", &Problem::x), shared("gate", &Problem::gate),
+               shared("down", &Problem::down), shared("up", &Problem::up),
+               shared("expert", &Problem::expert), shared("norm_weight", &Problem::norm_weight),
+               shared(packed, &Problem::packed), shared("stream", &Problem::stream), own...);
+      },
+      settings);
 }
 
-void define_adapters(py::module_ &m) {
-  using Forward = mmadapt_swiglu_adapter_forward_sm90;
-  define_adapter(m, "swiglu_adapter_forward", &mmadapt_swiglu_adapter_forward_cuda,
-                 field("y", &Forward::y), field("zg", &Forward::zg), field("zd", &Forward::zd),
-                 field("rstd", &Forward::rstd));
-  using Dx = mmadapt_swiglu_adapter_dx_sm90;
-  define_adapter(m, "swiglu_adapter_dx", &mmadapt_swiglu_adapter_dx_cuda, field("dy", &Dx::dy),
+// Forward and the gradient of x. `settings(problem)`: a tuple of the settings' fields, `problem` the member of
+// the call that holds them.
+template <class Settings>
+void define_adapters(py::module_ &m, const char *forward_name, const char *dx_name,
+                     mmadapt_cuda_status (*forward)(const mmadapt_swiglu_adapter_forward_gpu *),
+                     mmadapt_cuda_status (*dx)(const mmadapt_swiglu_adapter_dx_gpu *),
+                     const char *packed, Settings settings) {
+  using Forward = mmadapt_swiglu_adapter_forward_gpu;
+  define_adapter(m, forward_name, forward, packed, settings(&Forward::problem), field("y", &Forward::y),
+                 field("zg", &Forward::zg), field("zd", &Forward::zd), field("rstd", &Forward::rstd));
+  using Dx = mmadapt_swiglu_adapter_dx_gpu;
+  define_adapter(m, dx_name, dx, packed, settings(&Dx::problem), field("dy", &Dx::dy),
                  field("zg", &Dx::zg), field("zd", &Dx::zd), field("rstd", &Dx::rstd),
                  field("dx", &Dx::dx), field("dz", &Dx::dz), field("h", &Dx::h),
                  field("dz_experts", &Dx::dz_experts), field("h_experts", &Dx::h_experts));
+}
+
+void define_portable_adapters(py::module_ &m) {
+  using Problem = mmadapt_swiglu_adapter_gpu;
+  define_adapters(m, "swiglu_adapter_portable_forward", "swiglu_adapter_portable_dx",
+                  &mmadapt_swiglu_adapter_forward_portable_cuda,
+                  &mmadapt_swiglu_adapter_dx_portable_cuda, "workspace", [](auto problem) {
+                    return std::make_tuple(nested("stages", problem, &Problem::stages));
+                  });
+}
+
+#ifdef MMADAPT_HAVE_SM90
+void define_hopper_adapters(py::module_ &m) {
+  using Problem = mmadapt_swiglu_adapter_gpu;
+  define_adapters(m, "swiglu_adapter_forward", "swiglu_adapter_dx",
+                  &mmadapt_swiglu_adapter_forward_cuda, &mmadapt_swiglu_adapter_dx_cuda, "packed",
+                  [](auto problem) {
+                    return std::make_tuple(nested("cluster", problem, &Problem::cluster),
+                                           nested("rows", problem, &Problem::rows));
+                  });
   m.def(
       "swiglu_adapter_plan",
       [](int dim, int rank, bool norm, bool backward, int cluster, int rows) {
@@ -94,32 +124,13 @@ void define_cp_linears(py::module_ &m) {
 }
 #endif
 
-// The members of `Call::problem`, which both calls have, and then `own`.
-template <class Call, class... Own>
-void define_portable_adapter(py::module_ &m, const char *name,
-                             mmadapt_cuda_status (*launcher)(const Call *), Own... own) {
-  using Problem = mmadapt_swiglu_adapter_portable;
-  const auto shared = [](const char *field_name, auto Problem::*member) {
-    return nested(field_name, &Call::problem, member);
-  };
-  define(m, name, launcher, shared("tokens", &Problem::tokens), shared("dim", &Problem::dim),
-         shared("rank", &Problem::rank), shared("experts", &Problem::experts),
-         shared("up_experts", &Problem::up_experts), shared("dtype", &Problem::dtype),
-         shared("weight_dtype", &Problem::weight_dtype), shared("norm_dtype", &Problem::norm_dtype),
-         shared("residual", &Problem::residual), shared("scale", &Problem::scale),
-         shared("eps", &Problem::eps), shared("stages", &Problem::stages), shared("x", &Problem::x),
-         shared("gate", &Problem::gate), shared("down", &Problem::down), shared("up", &Problem::up),
-         shared("expert", &Problem::expert), shared("norm_weight", &Problem::norm_weight),
-         shared("workspace", &Problem::workspace), shared("stream", &Problem::stream), own...);
-}
-
 }  // namespace
 
 void register_cuda(py::module_ &parent) {
   py::module_ m = parent.def_submodule("cuda", "CUDA kernels of mmadapt: they queue and return.");
 
 #ifdef MMADAPT_HAVE_SM90
-  define_adapters(m);
+  define_hopper_adapters(m);
   define_cp_linears(m);
 #endif
 
@@ -194,19 +205,7 @@ void register_cuda(py::module_ &parent) {
       "(width, blocks over the columns of x, of dy, splits, floats of parts); width 0: unsupported.");
 #endif
 
-  using PortableForward = mmadapt_swiglu_adapter_forward_portable;
-  define_portable_adapter(m, "swiglu_adapter_portable_forward",
-                          &mmadapt_swiglu_adapter_forward_portable_cuda,
-                          field("y", &PortableForward::y), field("zg", &PortableForward::zg),
-                          field("zd", &PortableForward::zd), field("rstd", &PortableForward::rstd));
-
-  using PortableDx = mmadapt_swiglu_adapter_dx_portable;
-  define_portable_adapter(m, "swiglu_adapter_portable_dx", &mmadapt_swiglu_adapter_dx_portable_cuda,
-                          field("dy", &PortableDx::dy), field("zg", &PortableDx::zg),
-                          field("zd", &PortableDx::zd), field("rstd", &PortableDx::rstd),
-                          field("dx", &PortableDx::dx), field("dz", &PortableDx::dz),
-                          field("h", &PortableDx::h), field("dz_experts", &PortableDx::dz_experts),
-                          field("h_experts", &PortableDx::h_experts));
+  define_portable_adapters(m);
 }
 
 }  // namespace mmadapt

@@ -4,6 +4,7 @@
 // tile would otherwise convert them again.
 #pragma once
 
+#include "mmadapt/swiglu_adapter_cuda.h"
 #include "vec.cuh"
 
 namespace mmadapt {
@@ -64,30 +65,29 @@ __global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(Pack p) {
 
 }  // namespace
 
-// The adapter's weights as 16-bit matrices: the problem's own, or packed into `packed`.
+// The adapter's weights as 16-bit matrices: the problem's own, or packed.
 struct PackedWeights {
   const void *gate, *down, *up;
 };
 
 // Whether weights of this problem have to be packed.
-template <class Problem>
-bool packs(const Problem &p) {
+inline bool packs(const mmadapt_swiglu_adapter_gpu &p) {
   return p.weight_dtype != p.dtype || p.norm_weight != nullptr;
 }
 
-// `p`: any struct with the members of mmadapt_swiglu_adapter_sm90 that are read here; T: its dtype.
-template <class T, class Problem>
-mmadapt_cuda_status pack_weights(const Problem &p, void *packed, PackedWeights *weights) {
+// T: the problem's dtype.
+template <class T>
+mmadapt_cuda_status pack_weights(const mmadapt_swiglu_adapter_gpu &p, PackedWeights *weights) {
   *weights = {p.gate, p.down, p.up};
   if (!packs(p)) return ok();
   const bool converts = p.weight_dtype != p.dtype;
   const int64_t matrix = int64_t(p.rank) * p.dim, projection = p.experts * matrix;
   const int64_t total = 2 * projection + (converts ? p.up_experts * matrix : 0);
-  T *to = static_cast<T *>(packed);
+  T *to = static_cast<T *>(p.packed);
   weights->gate = to;
   weights->down = to + projection;
   if (converts) weights->up = to + 2 * projection;
-  const Pack pack = {p.gate, p.down, p.up, p.norm_weight, packed, projection, total, p.dim,
+  const Pack pack = {p.gate, p.down, p.up, p.norm_weight, p.packed, projection, total, p.dim,
                      p.weight_dtype == MMADAPT_F32, p.norm_dtype == MMADAPT_F32};
   const int64_t blocks = (total / 8 + kPackThreads - 1) / kPackThreads;
   return launch({kPackName, dim3(static_cast<unsigned>(blocks)), dim3(kPackThreads), 0, p.stream},

@@ -4,7 +4,7 @@
 // mma.sync: down to the rank, then up again from the end backwards, the rows' second reading coming out
 // of L2. swiglu_portable/: tiles.cuh is the stream, forward.cuh and backward.cuh what is done with it.
 
-#include "mmadapt/swiglu_adapter_portable.h"
+#include "adapter_refusal.cuh"
 #include "pack_weights.cuh"
 #include "swiglu_portable/backward.cuh"
 #include "swiglu_portable/forward.cuh"
@@ -14,7 +14,6 @@ namespace {
 
 constexpr int kScalars = 4 * kRows;  // sums over rows: two of two halves
 constexpr int kScalarBytes = kScalars * static_cast<int>(sizeof(float));
-constexpr int kMaxRank = 128, kMaxDim = 1 << 20;
 constexpr char kName[] = "swiglu_adapter_portable_kernel";
 
 template <class T, int MP, bool BACKWARD>
@@ -72,42 +71,21 @@ mmadapt_cuda_status launch_rank(Arguments &a, int stages, void *stream) {
   return launch_kernel<T, 128, BACKWARD>(a, stages, stream);
 }
 
+constexpr AdapterLimits kLimits = {INT32_MAX - kRows, 1 << 20, "dim: expected a multiple of 8, at most 2^20",
+                                   INT32_MAX, nullptr};
+
 // The constraint that fails, or null.
-const char *refusal(const mmadapt_swiglu_adapter_portable &p) {
-  if (p.dtype != MMADAPT_BF16 && p.dtype != MMADAPT_F16) return "dtype: expected bf16 or fp16";
-  if (p.weight_dtype != p.dtype && p.weight_dtype != MMADAPT_F32) {
-    return "weight_dtype: expected dtype or fp32";
-  }
-  if (p.norm_dtype != p.dtype && p.norm_dtype != MMADAPT_F32) return "norm_dtype: expected dtype or fp32";
-  if (p.tokens < 1 || p.tokens > INT32_MAX - kRows) return "tokens: out of range";
-  if (p.dim < 8 || p.dim % 8 != 0 || p.dim > kMaxDim) {
-    return "dim: expected a multiple of 8, at most 2^20";
-  }
-  if (p.rank < 8 || p.rank % 8 != 0 || p.rank > kMaxRank) {
-    return "rank: expected a multiple of 8, at most 128";
-  }
-  if (p.experts < 1 || (p.up_experts != 1 && p.up_experts != p.experts)) {
-    return "up_experts: expected 1 or as many as experts";
-  }
-  if (p.experts > 1 && p.expert == nullptr) return "expert: absent, with several experts";
-  if (p.residual < MMADAPT_RESIDUAL_NONE || p.residual > MMADAPT_RESIDUAL_NORM) {
-    return "residual: out of range";
-  }
-  if (p.residual == MMADAPT_RESIDUAL_NORM && p.norm_weight == nullptr) {
-    return "norm_weight: absent, with the norm as residual";
-  }
+const char *refusal(const mmadapt_swiglu_adapter_gpu &p) {
+  if (const char *reason = adapter_refusal(p, kLimits)) return reason;
   if (p.stages != 0 && (p.stages < 2 || p.stages > kMostStages)) return "stages: expected 0 or 2 to 8";
-  for (const void *pointer : {p.x, p.gate, p.down, p.up, p.norm_weight, const_cast<const void *>(p.workspace)}) {
-    if (!aligned16(pointer)) {
-      return "x, gate, down, up, norm_weight, workspace: expected addresses at multiples of 16";
-    }
+  if (!aligned_operands(p)) {
+    return "x, gate, down, up, norm_weight, workspace: expected addresses at multiples of 16";
   }
-  if (packs(p) && p.workspace == nullptr) return "workspace: expected memory for packed weights";
-  return nullptr;
+  return packs(p) && p.packed == nullptr ? "workspace: expected memory for packed weights" : nullptr;
 }
 
 template <bool BACKWARD>
-mmadapt_cuda_status run(const mmadapt_swiglu_adapter_portable &p, Arguments &a) {
+mmadapt_cuda_status run(const mmadapt_swiglu_adapter_gpu &p, Arguments &a) {
   a.tokens = p.tokens;
   a.dim = p.dim;
   a.rank = p.rank;
@@ -125,7 +103,7 @@ mmadapt_cuda_status run(const mmadapt_swiglu_adapter_portable &p, Arguments &a) 
     using T = typename decltype(t)::type;
     if constexpr (sizeof(T) == 2) {
       PackedWeights weights;
-      const auto status = pack_weights<T>(p, p.workspace, &weights);
+      const auto status = pack_weights<T>(p, &weights);
       if (failed(status)) return status;
       a.gate = weights.gate;
       a.down = weights.down;
@@ -142,7 +120,7 @@ mmadapt_cuda_status run(const mmadapt_swiglu_adapter_portable &p, Arguments &a) 
 using namespace mmadapt;
 
 extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_forward_portable_cuda(
-    const mmadapt_swiglu_adapter_forward_portable *call) {
+    const mmadapt_swiglu_adapter_forward_gpu *call) {
   const char *reason = portable::refusal(call->problem);
   if (reason == nullptr && !aligned16(call->y)) reason = "y: expected an address at a multiple of 16";
   if (reason != nullptr) return bad_argument(reason);
@@ -155,7 +133,7 @@ extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_forward_portable_cuda(
 }
 
 extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_dx_portable_cuda(
-    const mmadapt_swiglu_adapter_dx_portable *call) {
+    const mmadapt_swiglu_adapter_dx_gpu *call) {
   const char *reason = portable::refusal(call->problem);
   if (reason == nullptr && (!aligned16(call->dy) || !aligned16(call->dx))) {
     reason = "dy, dx: expected addresses at multiples of 16";

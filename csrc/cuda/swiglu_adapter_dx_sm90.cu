@@ -3,8 +3,8 @@
 
 using namespace mmadapt;
 
-extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_dx_cuda(const mmadapt_swiglu_adapter_dx_sm90 *call) {
-  const mmadapt_swiglu_adapter_sm90 &p = call->problem;
+extern "C" mmadapt_cuda_status mmadapt_swiglu_adapter_dx_cuda(const mmadapt_swiglu_adapter_dx_gpu *call) {
+  const mmadapt_swiglu_adapter_gpu &p = call->problem;
   if (const char *reason = swiglu::refusal(p)) return bad_argument(reason);
   if (!aligned16(call->dy) || !aligned16(call->dx)) {
     return bad_argument("dy, dx: expected addresses at multiples of 16");

@@ -95,7 +95,12 @@ def room_for_packed(x: Tensor, gate: Tensor, up: Tensor, norm_weight: Tensor | N
     return x.new_empty(packed + (up.numel() if convert else 0))
 
 
-def _problem(
+def _problem(*operands, stages: int = 0) -> tuple[int | float, ...]:
+    """What both calls share; `operands`: those of `problem`."""
+    return problem(*operands, settings=(stages,))
+
+
+def problem(
     x: Tensor,
     gate: Tensor,
     down: Tensor,
@@ -105,14 +110,15 @@ def _problem(
     eps: float,
     residual: str,
     scale: float,
-    workspace: Tensor,
-    stages: int = 0,
+    packed: Tensor,
+    *,
+    settings: tuple[int, ...],
 ) -> tuple[int | float, ...]:
-    """What both calls share, in the order of mmadapt_swiglu_adapter_portable."""
+    """mmadapt_swiglu_adapter_gpu in the order of the bindings, with the kernels' own settings."""
     experts, rank, dim = gate.shape
     norm_dtype = x.dtype if norm_weight is None else norm_weight.dtype
     return (
         x.shape[0], dim, rank, experts, up.shape[0],
         DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], RESIDUALS[residual], scale, eps,
-        stages, *map(address, (x, gate, down, up, expert, norm_weight, workspace)), stream(x),
+        *settings, *map(address, (x, gate, down, up, expert, norm_weight, packed)), stream(x),
     )  # fmt: skip

@@ -13,12 +13,10 @@ from mmadapt.ops._allocate import swiglu_adapter_gradients, swiglu_adapter_outpu
 from mmadapt.ops._backends.cuda import _swiglu_portable as portable
 from mmadapt.ops._backends.cuda import _swiglu_weights as cuda_weights
 from mmadapt.ops._backends.cuda._launch import (
-    DTYPES,
     address,
     aligned,
     extension,
     on_device,
-    stream,
     unsupported_device,
 )
 from mmadapt.ops._backends.triton import swiglu_adapter as triton_backend
@@ -33,8 +31,6 @@ MAX_HOPPER_EXPERTS = 2**15
 MAX_WEIGHTS_COLUMNS = 64
 """(expert, rank) columns up to which CUDA makes the weights' gradients: at 128 Triton is faster (83
 us against 90 for 8192 x 4096 in bf16 on an H100)."""
-
-RESIDUALS = portable.RESIDUALS
 
 
 def unsupported(
@@ -170,26 +166,6 @@ def _weight_gradients(
         triton_backend.weight_gradients(*operands, needs)
 
 
-def _problem(
-    x: Tensor,
-    gate: Tensor,
-    down: Tensor,
-    up: Tensor,
-    expert: Tensor | None,
-    norm_weight: Tensor | None,
-    eps: float,
-    residual: str,
-    scale: float,
-    packed: Tensor,
-    cluster: int = 0,
-    rows: int = 0,
-) -> tuple[int | float, ...]:
-    """What forward and backward share, in the order of mmadapt_swiglu_adapter_sm90."""
-    experts, rank, dim = gate.shape
-    norm_dtype = x.dtype if norm_weight is None else norm_weight.dtype
-    return (
-        x.shape[0], dim, rank, experts, up.shape[0],
-        DTYPES[x.dtype], DTYPES[gate.dtype], DTYPES[norm_dtype], RESIDUALS[residual], scale, eps,
-        cluster, rows,
-        *map(address, (x, gate, down, up, expert, norm_weight, packed)), stream(x),
-    )  # fmt: skip
+def _problem(*operands, cluster: int = 0, rows: int = 0) -> tuple[int | float, ...]:
+    """What both calls for Hopper share; `operands`: those of `portable.problem`."""
+    return portable.problem(*operands, settings=(cluster, rows))
