@@ -41,6 +41,9 @@ namespace {  // one in each object: they are compiled for different architecture
 
 template <class T>
 __global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(Pack p) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // the adapter's kernel may start
+#endif
   const int64_t at = (int64_t(blockIdx.x) * kPackThreads + threadIdx.x) * 8;
   if (at >= p.total) return;
   const bool is_up = at >= 2 * p.projection;

@@ -12,7 +12,7 @@
 
 namespace mmadapt::swiglu {
 
-// An address in a block's shared memory. In this one without a detour: a cluster may have one block.
+// An address in a block's shared memory, in this one without a detour.
 __device__ __forceinline__ uint32_t peer(uint32_t address, int to, int me) {
   return to == me ? address : remote(address, to);
 }
@@ -50,12 +50,11 @@ __device__ __forceinline__ Exchange<S> make_exchange(const Arguments &a, const W
   return x;
 }
 
-// Announces what an owner will receive. A round that brings nothing (one source alone, the owner) has no
-// phase of the barrier: it would be over before the slower threads have seen the one before.
+// Announces what an owner will receive.
 template <class S>
 __device__ __forceinline__ void expect_sums(const Plan &p, const Warpgroup<S> &w,
                                             const Exchange<S> &x, int round) {
-  if (w.leads() && x.sums_bytes(round) > 0) barrier_expect(w.sums_barrier(p), x.sums_bytes(round));
+  if (w.leads()) barrier_expect(w.sums_barrier(p), x.sums_bytes(round));
 }
 
 template <class S>
@@ -110,9 +109,8 @@ __device__ __forceinline__ uint2 as_words(const float (&v)[2]) {
 
 // One number a row to every owner of sums of this row group.
 template <class S>
-__device__ __forceinline__ void send_row_sums(float (&row_sums)[2], const Plan &p,
+__device__ __forceinline__ void send_row_sums(const float (&row_sums)[2], const Plan &p,
                                               const Warpgroup<S> &w, const Exchange<S> &x) {
-  sum_quad(row_sums);
   if (w.half != 0 || w.lane % 4 != 0) return;
   const int source = w.block * S::kDepths + w.depth;
   for (int to = 0; to < min(x.cluster, S::kGroups); ++to) {
@@ -314,7 +312,7 @@ __device__ __forceinline__ void activate_backward(const float4 (&total)[S::kSums
 
 template <class T, class S>
 __device__ __forceinline__ void exchange(const float (&sums)[S::kProducts][S::kWidth1 / 2],
-                                         float (&row_sums)[2], const Arguments &a, Warpgroup<S> &w,
+                                         const float (&row_sums)[2], const Arguments &a, Warpgroup<S> &w,
                                          const Routing &r, int tile) {
   const Plan &p = a.plan;
   const Exchange<S> x = make_exchange(a, w);
@@ -331,11 +329,9 @@ __device__ __forceinline__ void exchange(const float (&sums)[S::kProducts][S::kW
       const Place at = {row, rank, {row < a.tokens && rank < a.rank, row + 8 < a.tokens && rank < a.rank}};
       Saved z = {};
       if constexpr (S::BACKWARD) z = load_saved<T>(a, at);
-      if (x.sums_bytes(round) > 0) {
-        barrier_wait(w.sums_barrier(p), w.sums_parity);
-        w.sums_parity ^= 1;
-        expect_sums(p, w, x, x.later_bytes > 0 && round + 1 < x.own_rounds ? round + 1 : 0);
-      }
+      barrier_wait(w.sums_barrier(p), w.sums_parity);
+      w.sums_parity ^= 1;
+      expect_sums(p, w, x, round + 1 < x.own_rounds ? round + 1 : 0);
       float4 total[S::kSums];
       add_sums(total, own, p, w, x);
       if (x.row_sums && round == 0) {

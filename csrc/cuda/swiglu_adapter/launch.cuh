@@ -22,7 +22,7 @@ inline const char *refusal(const mmadapt_swiglu_adapter_gpu &p) {
   if (const char *reason = adapter_refusal(p, kLimits)) return reason;
   if (packs(p) && p.packed == nullptr) return "packed: expected memory for packed weights";
   const int c = p.cluster;
-  if (c < 0 || c > 8 || (c & (c - 1)) != 0) return "cluster: expected 0, 1, 2, 4 or 8";
+  if (c < 0 || c == 1 || c > 8 || (c & (c - 1)) != 0) return "cluster: expected 0, 2, 4 or 8";
   if (p.rows != 0 && p.rows != 64 && p.rows != 128 && p.rows != 256) {
     return "rows: expected 0, 64, 128 or 256";
   }
@@ -60,13 +60,17 @@ mmadapt_cuda_status map_weights(Arguments &a, const mmadapt_swiglu_adapter_gpu &
   return cuda_status(error, kName);
 }
 
+// Whether a block of the cluster would have no columns. Two blocks are always allowed, since one alone would need
+// barriers and stores of another kind.
+inline bool idles(int cluster, int dim) { return cluster > 2 && kChunk * (cluster - 1) >= dim; }
+
 // Every tile for every cluster, or for the one that was asked for.
 template <class T, int MP, bool BACKWARD, bool ROUTED>
 cudaError_t consider_all(Choice &best, const Arguments &a, int only, int rows) {
   cudaError_t error = cudaSuccess;
-  for (int cluster = 1; cluster <= kMaxCluster && error == cudaSuccess; cluster *= 2) {
+  for (int cluster = 2; cluster <= kMaxCluster && error == cudaSuccess; cluster *= 2) {
     if (only == 0 ? cluster > kUsualCluster : cluster != only) continue;
-    if (kChunk * (cluster - 1) >= a.dim) continue;
+    if (idles(cluster, a.dim)) continue;
     if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);
@@ -78,7 +82,7 @@ template <class T, int MP, bool BACKWARD>
 mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_gpu &p, const Rows &rows) {
   mmadapt_cuda_status status = pending_error(kName);
   if (failed(status)) return status;
-  if (kChunk * (p.cluster - 1) >= a.dim) return bad_argument("cluster: a block would have no columns");
+  if (idles(p.cluster, a.dim)) return bad_argument("cluster: a block would have no columns");
   Choice best;
   cudaError_t error = a.expert == nullptr
                           ? consider_all<T, MP, BACKWARD, false>(best, a, p.cluster, p.rows)
@@ -99,7 +103,7 @@ mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_gpu &
   if (failed(status = map_weights<T>(a, p, MP))) return status;
   const unsigned cluster = best.plan.cluster;
   return launch({kName, dim3(best.clusters * cluster), dim3(kThreads), best.plan.bytes, p.stream, cluster,
-                 /*told=*/true},
+                 /*told=*/true, /*overlap=*/packs(p)},
                 best.kernel, a);
 }
 

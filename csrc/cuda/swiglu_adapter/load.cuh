@@ -1,6 +1,7 @@
 // The loading warps: what they ask of the TMA unit, in the order in which the warpgroups take it.
 #pragma once
 
+#include "../hopper/roles.cuh"
 #include "../hopper/tma.cuh"
 #include "ring.cuh"
 
@@ -87,6 +88,7 @@ __device__ __forceinline__ void load_weights(const Arguments &a, uint32_t shared
   const Plan &p = a.plan;
   const bool loads = threadIdx.x % 32 == 0;
   const uint64_t policy = evict_last();
+  if (loads) wait_for_previous_kernel();  // which may pack the weights; rows do not wait for it
   Ring rings[kRings<S>];
 #pragma unroll
   for (int d = 0; d < kRings<S>; ++d) {

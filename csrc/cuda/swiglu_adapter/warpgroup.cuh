@@ -104,33 +104,48 @@ __device__ __forceinline__ void release(uint32_t empty_barrier, int lane) {
   if (empty_barrier != 0 && lane == 0) barrier_arrive(empty_barrier);
 }
 
-// Adds to each of the thread's two rows, over its quad's share of a chunk: squares of x, or dy x weight.
+// Sums over the columns of a chunk: squares of x, or dy x weight x x. A lane reads whole 16-byte units of one row of
+// its warp, every second unit, which no other lane's bank holds; to_own_rows brings the sums to who needs them.
 template <class T, class S>
-__device__ __forceinline__ void add_row_sums(float (&row_sums)[2], const Arguments &a,
-                                             const Warpgroup<S> &w, uint32_t tile, int c) {
+__device__ __forceinline__ void add_row_sums(float &row_sum, const Arguments &a, const Warpgroup<S> &w,
+                                             uint32_t tile, int c) {
   const Plan &p = a.plan;
+  const int row = w.warp * 16 + w.lane % 16;
+  float sums[2] = {0.0f, 0.0f};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = w.warp * 16 + w.lane / 4 + 8 * i;
+  for (int k = 0; k < 4; ++k) {
+    const int unit = 2 * k + w.lane / 16;
+    const uint32_t at = tile + w.group * (kGroupRows * 128) + swizzled(row, unit, 128);
+    const uint4 words = load_shared_words4(at);
+    const uint32_t first[4] = {words.x, words.y, words.z, words.w};
+    if constexpr (S::BACKWARD) {
+      const uint4 others = load_shared_words4(at + p.input_bytes);
+      const uint32_t second[4] = {others.x, others.y, others.z, others.w};
+      const uint32_t weights = w.shared + p.norm + (c * kChunk + unit * 8) * 4;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int unit = 2 * k + w.lane % 4 / 2;
-      const uint32_t at =
-          tile + w.group * (kGroupRows * 128) + swizzled(row, unit, 128) + w.lane % 2 * 8;
-      const uint2 first = load_shared_words2(at);
-      const float2 low = unpack<T>(first.x), high = unpack<T>(first.y);
-      if constexpr (S::BACKWARD) {
-        const uint2 second = load_shared_words2(at + p.input_bytes);
-        const float2 x0 = unpack<T>(second.x), x1 = unpack<T>(second.y);
-        const float4 g =
-            load_shared4(w.shared + p.norm + (c * kChunk + unit * 8 + w.lane % 2 * 4) * 4);
-        row_sums[i] += low.x * x0.x * g.x + low.y * x0.y * g.y + high.x * x1.x * g.z +
-                       high.y * x1.y * g.w;
-      } else {
-        row_sums[i] += low.x * low.x + low.y * low.y + high.x * high.x + high.y * high.y;
+      for (int i = 0; i < 4; ++i) {
+        const float2 dy = unpack<T>(first[i]), x = unpack<T>(second[i]);
+        const float2 g = load_shared2(weights + i * 8);
+        sums[0] = fmaf(dy.x * x.x, g.x, sums[0]);
+        sums[1] = fmaf(dy.y * x.y, g.y, sums[1]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 x = unpack<T>(first[i]);
+        sums[0] = fmaf(x.x, x.x, sums[0]);
+        sums[1] = fmaf(x.y, x.y, sums[1]);
       }
     }
   }
+  row_sum += sums[0] + sums[1];
+}
+
+// From lanes l and l + 16, which have row l of the warp, to the lanes whose rows are lane / 4 and that + 8.
+__device__ __forceinline__ void to_own_rows(float (&own)[2], float row_sum, int lane) {
+  row_sum += __shfl_xor_sync(0xFFFFFFFFu, row_sum, 16);
+  own[0] = __shfl_sync(0xFFFFFFFFu, row_sum, lane / 4);
+  own[1] = __shfl_sync(0xFFFFFFFFu, row_sum, lane / 4 + 8);
 }
 
 // Where stage 1 finds the weights of wgmma step `step` of a chunk: rows of gate or of down along d, or of up
@@ -203,12 +218,11 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 
   Ring ring = input;
 #pragma unroll
   for (int i = 0; i < S::kProducts; ++i) clear(sums[i]);
-  row_sums[0] = row_sums[1] = 0.0f;
+  float row_sum = 0.0f;
 #pragma unroll 1
   for (int n = 0; n < chunks.count; ++n) {
     if (n == chunks.leaving()) input = ring;
     ring.wait_full();
-    if (sums_rows) add_row_sums<T>(row_sums, a, w, ring.data(), chunks.stage1(n));
 #pragma unroll 1
     for (int e = experts.low(); e <= experts.high(); ++e) {
       weights.wait_full();
@@ -232,6 +246,10 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 
       }
       weights.advance();
     }
+    if (sums_rows) {
+      add_row_sums<T, S>(row_sum, a, w, ring.data(), chunks.stage1(n));
+      __syncwarp();  // one lane releases the stage for all
+    }
     last_input = n < chunks.leaving() ? ring.empty_barrier() : 0;
     if (at_once) {
       release(last_input, w.lane);
@@ -239,6 +257,7 @@ __device__ __forceinline__ void stage1(float (&sums)[S::kProducts][S::kWidth1 / 
     }
     ring.advance();
   }
+  to_own_rows(row_sums, row_sum, w.lane);
   wgmma_wait<0>();
   release(last_weights, w.lane);
   release(last_input, w.lane);

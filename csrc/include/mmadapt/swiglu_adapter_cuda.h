@@ -22,7 +22,7 @@ typedef struct {
   int32_t dtype, weight_dtype, norm_dtype;  // mmadapt_dtype
   int32_t residual;                         // mmadapt_residual
   float scale, eps;
-  int32_t cluster;  // Hopper: blocks that share a tile: 1, 2, 4, 8; 0: chosen, with rows, for the least time
+  int32_t cluster;  // Hopper: blocks that share a tile: 2, 4, 8; 0: chosen, with rows, for the least time
   int32_t rows;     // Hopper: of a tile: 64, 128, 256; 0: chosen
   // Portable: buffers of tiles, 2 to 8; 0: what lets two blocks run on an SM, or one at least.
   int32_t stages;
