@@ -56,10 +56,10 @@ __device__ __forceinline__ Vec<T, V> scaled(Vec<T, V> x, float by) {
 }
 
 // to = from * gate(head); `saved`, unless null, gets `from`. `to` may be `from`.
-template <class T, int V, class Gate>
+template <class T, int V, int kBatch = 4, class Gate>
 __device__ __forceinline__ void gate_row(const T *from, T *to, T *saved, int vectors, int per_head,
                                          int lane, Gate gate) {
-  each_vector<4, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
+  each_vector<kBatch, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
     const int64_t at = static_cast<int64_t>(i) * V;
     if (saved != nullptr) store<T, V>(saved + at, x);
     store<T, V>(to + at, scaled<T, V>(x, gate(i / per_head)));

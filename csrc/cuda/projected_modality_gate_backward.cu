@@ -8,7 +8,8 @@
 // Two kernels, each with the arithmetic of the masked rows in its busy blocks and a share of what
 // full-sized outputs cost in the others: rows_kernel (dlogits, dhidden and dvalue of masked rows;
 // copies of dy) and weight_kernel (dweight; zeros of dhidden). Products of 16-bit types run on tensor
-// cores with dlogits rounded to that type, others in fp32.
+// cores with dlogits rounded to that type, others in fp32. From sm_90 on weight_kernel starts while the
+// last blocks of rows_kernel run: its zeros need nothing of them.
 //
 //     dy, value, g --> dvalue, dlogits --> dhidden      rows_kernel, eight masked rows a block
 //                              |
@@ -18,6 +19,7 @@
 #include "gate_mma.cuh"
 #include "gate_outer.cuh"
 #include "mmadapt/modality_gate.h"
+#include "overlap.cuh"
 
 namespace mmadapt {
 namespace {
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   extern __shared__ float shared[];  // dlogits [heads, kRowWarps]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int vectors = heads * per_head;
+  allow_overlap();
   const int64_t role = block_role(blockIdx.x, busy, gridDim.x);
   if (role < 0) {
     each_other_row(mask, tokens, -1 - role, kCopyRows, [=](int64_t row) {
@@ -132,6 +135,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     if (warp < count) {
       const int64_t row = rows[warp], start = row * vectors * kV;
       const float *own = gate + row * heads;
+      const int64_t bytes = static_cast<int64_t>(vectors) * kV * sizeof(T);
+      prefetch(dy + start, bytes, lane, 32);
+      if (through) prefetch(value + start, bytes, lane, 32);
       backward_row<T, kV>(dy + start, through ? value + start : nullptr,
                           dvalue == nullptr ? nullptr : dvalue + start, heads, per_head, lane,
                           [=](int head) { return own[head]; },
@@ -158,15 +164,15 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   });
 }
 
-// Busy blocks: a tile of dweight. The others: zeros in rows of dhidden outside the mask.
+// Busy blocks: a tile of dweight. The others: zeros in rows of dhidden outside the mask. `dlogits` is
+// not __restrict__: its loads stay behind the wait for the kernel that writes it.
 template <class T, class W, bool kVector>
 __global__ void __launch_bounds__(kRowThreads, 2)
-    weight_kernel(const T *__restrict__ hidden, const uint8_t *__restrict__ mask,
-                  const T *__restrict__ dlogits, T *__restrict__ dhidden, W *__restrict__ dweight,
-                  int32_t tokens, int64_t places, int32_t heads, int32_t width,
-                  int32_t column_blocks, int32_t busy) {
+    weight_kernel(const T *__restrict__ hidden, const uint8_t *__restrict__ mask, const T *dlogits,
+                  T *__restrict__ dhidden, W *__restrict__ dweight, int32_t tokens, int64_t places,
+                  int32_t heads, int32_t width, int32_t column_blocks, int32_t busy) {
   using Sums = OuterSums<T, kVector>;
-  const int64_t role = block_role(blockIdx.x, busy, gridDim.x);
+  const int64_t role = overlapped_role(blockIdx.x, busy, gridDim.x);
   if (role < 0) {
     constexpr int kV = kVector ? kWide<T> : 1;
     each_other_row(mask, tokens, -1 - role, kZeroRows, [=](int64_t row) {
@@ -234,11 +240,13 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_backward_cuda(
     const int64_t column_blocks = (p.width + tile_columns - 1) / tile_columns;
     const int64_t busy = (p.heads + tile_heads - 1) / tile_heads * column_blocks;
     const int64_t others = p.dhidden == nullptr ? 0 : other_blocks(p.tokens, kZeroRows);
-    return launch({"projected_modality_gate_backward_weight_kernel", dim3(busy + others),
-                   dim3(kRowThreads), 0, p.stream},
-                  wide ? weight_kernel<T, W, true> : weight_kernel<T, W, false>,
-                  static_cast<const T *>(p.hidden), p.mask, static_cast<const T *>(p.dlogits),
-                  static_cast<T *>(p.dhidden), static_cast<W *>(p.dweight), tokens, places, heads,
-                  width, static_cast<int32_t>(column_blocks), static_cast<int32_t>(busy));
+    const auto kernel = wide ? weight_kernel<T, W, true> : weight_kernel<T, W, false>;
+    Launch how = {"projected_modality_gate_backward_weight_kernel", dim3(busy + others),
+                  dim3(kRowThreads), 0, p.stream};
+    how.overlap = tokens > 0 && busy > 0 && can_overlap(kernel);  // rows_kernel is in front
+    return launch(how, kernel, static_cast<const T *>(p.hidden), p.mask,
+                  static_cast<const T *>(p.dlogits), static_cast<T *>(p.dhidden),
+                  static_cast<W *>(p.dweight), tokens, places, heads, width,
+                  static_cast<int32_t>(column_blocks), static_cast<int32_t>(busy));
   });
 }
