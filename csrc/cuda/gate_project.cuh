@@ -54,7 +54,8 @@ __device__ __forceinline__ void project_mma(const T *__restrict__ hidden,
   const bool row_inside = group < count;
   const T *x = hidden + (row_inside ? static_cast<int64_t>(rows[group]) * width : 0);
   if (warp < count) {
-    prefetch(hidden + static_cast<int64_t>(rows[warp]) * width, 2 * static_cast<int64_t>(width), lane, 32);
+    const int64_t row_bytes = static_cast<int64_t>(width) * sizeof(T);
+    prefetch(hidden + static_cast<int64_t>(rows[warp]) * width, row_bytes, lane, 32);
   }
   const auto load_rows = [&](uint32_t(&b)[kSteps][4], int base) {
 #pragma unroll
@@ -66,7 +67,7 @@ __device__ __forceinline__ void project_mma(const T *__restrict__ hidden,
   float c[2][4] = {};
   uint32_t b[kSteps][4], next[kSteps][4];
   load_rows(b, 0);
-  // All threads go as often: each lane takes part in every product.
+  // All threads go as often: each lane takes part in every product. Behind the last k: zeros.
   for (int base = 0; base < width; base += kSteps * kProjectStep) {
     const int then = base + kSteps * kProjectStep;
     load_rows(next, then);

@@ -74,12 +74,12 @@ __device__ __forceinline__ int lanes_per_head(int per_head) {
 }
 
 // dvalue = dy * gate(head), unless null; put(head, sum over the head of dy * value) by one lane of
-// each head, unless `value` is null. All lanes of the warp must take part.
-template <class T, int V, class Gate, class Put>
+// each head, unless `value` is null. A lane loads kBatch vectors of each at a time. All lanes of the warp
+// must take part.
+template <class T, int V, int kBatch = 2, class Gate, class Put>
 __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *__restrict__ value,
                                              T *__restrict__ dvalue, int heads, int per_head,
                                              int lane, Gate gate, Put put) {
-  constexpr int kBatch = 2;
   const int lanes = lanes_per_head(per_head), step = 32 / lanes;  // heads at a time
   const int within = lane % lanes, own = lane / lanes;
   for (int first = own; first < heads + own; first += step * kBatch) {

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     }
     if (!own_row) return;
     gate_row<T, kV, 8>(value + start, y + start, saved == nullptr ? nullptr : saved + start, here,
-                    per_head, lane, [=](int head) { return own[head]; });
+                       per_head, lane, [=](int head) { return own[head]; });
   });
 }
 
