@@ -21,7 +21,7 @@ namespace {
 template <class S>
 mmadapt_swiglu_adapter_plan plan_of(int dim, int cluster, bool norm, int rows) {
   if (rows != S::kRows) return {0, 0, 0};
-  const Plan p = make_plan<S>(dim, cluster, S::BACKWARD && norm ? 2 : 1, norm);
+  const Plan p = make_plan<S>(dim, cluster, norm ? Norm::kColumns : Norm::kNone);
   return {p.stages, p.weight_stages, static_cast<int32_t>(p.bytes)};
 }
 

@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_norm(const Arguments &a, uint32_t shared) {
 
 template <class T, class S>
 __device__ __forceinline__ void compute(const Arguments &a, uint32_t shared, const Tiles &tiles) {
-  if (a.norm_weight != nullptr) {
+  if (a.norm_weight != nullptr && a.residual == MMADAPT_RESIDUAL_NORM) {
     load_norm<T>(a, shared);
     named_barrier(8, kWarpgroups * 128);
   }
@@ -139,8 +139,9 @@ inline int64_t cost_of(const Plan &p, int64_t waves, int padded_rank) {
 template <class T, class S>
 cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   if (rows != 0 && rows != S::kRows) return cudaSuccess;
-  const bool norm = a.norm_weight != nullptr;
-  const Plan plan = make_plan<S>(a.dim, cluster, S::BACKWARD && norm ? 2 : 1, norm);
+  const Norm norm = a.norm_weight == nullptr ? Norm::kNone
+                    : a.residual == MMADAPT_RESIDUAL_NORM ? Norm::kColumns : Norm::kRows;
+  const Plan plan = make_plan<S>(a.dim, cluster, norm);
   if (plan.rows == 0) return cudaSuccess;
   const Kernel kernel = &adapter_kernel<T, S>;
   int clusters = 0;

@@ -31,6 +31,7 @@ struct Shape {
   static constexpr int kHeld = MP / kHalves;            // ranks whose sums a warpgroup holds
   static constexpr int kGroups = kHeld / 8;             // and groups of 8 of them
   static constexpr int kAllGroups = MP / 8;
+  static constexpr int kScalars = BACKWARD ? kAllGroups : 1;  // numbers of a row that come with the operand
   static constexpr int kSums = BACKWARD ? 1 : 2;        // stage 1 gives dh, or z of gate and of down
   // Gate's and down's rows are one operand where a warpgroup takes all ranks.
   static constexpr int kProducts = kSums == 2 && kHalves > 1 ? 2 : 1, kWidth1 = kSums * kHeld / kProducts;
@@ -56,17 +57,20 @@ struct Plan {
 
 constexpr int kBarriers = 4 * kMaxStages + 2 * kWarpgroups;
 
+// What a launch needs of a norm: nothing; its numbers of each row; its weight too, where its output is the residual.
+enum class Norm { kNone, kRows, kColumns };
+
 template <class S>
-constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, int weight_stages) {
+constexpr Plan lay_out(int dim, int cluster, Norm norm, int stages, int weight_stages) {
   Plan p = {};
   p.rows = S::kRows;
   p.cluster = cluster;
   p.chunks = (dim + kChunk * cluster - 1) / (kChunk * cluster);
-  p.inputs = inputs;
+  p.inputs = S::BACKWARD && norm != Norm::kNone ? 2 : 1;
   p.stages = stages;
   p.weight_stages = weight_stages;
   p.input_bytes = S::kRows * 128;
-  p.stage_bytes = p.input_bytes * inputs;
+  p.stage_bytes = p.input_bytes * p.inputs;
   const int sources = cluster * S::kDepths;
   p.weights = p.stage_bytes * stages * S::kDepths;
   // Sums of one round, for the warpgroups that own one: from every source but the owner itself.
@@ -74,9 +78,10 @@ constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, 
   p.sums_bytes = uint32_t(sources - 1) * S::kSums * 4 * kFragment;
   p.hidden = p.sums + p.sums_bytes * (S::kRowGroups * S::kHalves);
   p.row_sums = p.hidden + uint32_t(S::kRowGroups * S::kOperands * S::kAllGroups) * 2 * kFragment;
-  p.scalars = p.row_sums + (norm ? uint32_t(S::kRowGroups * S::kHalves * sources) * 256 : 0);
-  p.norm = p.scalars + (norm ? uint32_t(S::kRowGroups * S::kAllGroups) * 256 : 0);
-  p.barriers = p.norm + (norm ? uint32_t(p.chunks * kChunk) * 4 : 0);
+  const bool sums_rows = S::BACKWARD ? norm == Norm::kColumns : norm != Norm::kNone;
+  p.scalars = p.row_sums + (sums_rows ? uint32_t(S::kRowGroups * S::kHalves * sources) * 256 : 0);
+  p.norm = p.scalars + (norm != Norm::kNone ? uint32_t(S::kRowGroups * S::kScalars) * 256 : 0);
+  p.barriers = p.norm + (norm == Norm::kColumns ? uint32_t(p.chunks * kChunk) * 4 : 0);
   p.bytes = p.barriers + 8 * kBarriers;
   return p;
 }
@@ -86,13 +91,13 @@ constexpr Plan lay_out(int dim, int cluster, int inputs, bool norm, int stages, 
 constexpr uint32_t kEnough = 96 * 1024;
 
 template <class S>
-constexpr Plan make_plan(int dim, int cluster, int inputs, bool norm) {
+constexpr Plan make_plan(int dim, int cluster, Norm norm) {
   for (int least : {2, 1}) {
     for (uint32_t enough : {kEnough, 0u}) {
       for (int weight_stages = 4; weight_stages >= least; --weight_stages) {
         if (weight_stages * S::kDepths > kMaxStages) continue;
         for (int stages = kMaxStages / S::kDepths; stages >= least; --stages) {
-          const Plan p = lay_out<S>(dim, cluster, inputs, norm, stages, weight_stages);
+          const Plan p = lay_out<S>(dim, cluster, norm, stages, weight_stages);
           if (p.bytes <= kSharedLimit && p.weights >= enough) return p;
         }
       }

@@ -22,7 +22,7 @@ struct Warpgroup {
     return shared + p.hidden + group * (S::kOperands * S::kAllGroups * 2 * kFragment);
   }
   __device__ __forceinline__ uint32_t scalars(const Plan &p) const {
-    return shared + p.scalars + group * (S::kAllGroups * 256);
+    return shared + p.scalars + group * (S::kScalars * 256);
   }
   // Of the warpgroup that owns sums of this row group and half of the ranks.
   __device__ __forceinline__ int owner() const { return group * S::kHalves + half; }

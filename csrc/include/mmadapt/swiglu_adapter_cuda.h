@@ -59,7 +59,8 @@ typedef struct {
   int32_t stages, weight_stages, shared_bytes;  // all 0: does not fit
 } mmadapt_swiglu_adapter_plan;
 
-// Hopper: what a launch with these settings (cluster and rows not 0) would use. Needs no GPU.
+// Hopper: what a launch with these settings (cluster and rows not 0) would use; with a norm, where its output is the
+// residual, which takes the most room. Needs no GPU.
 mmadapt_swiglu_adapter_plan mmadapt_swiglu_adapter_plan_sm90(int32_t dim, int32_t rank, int32_t norm,
                                                              int32_t backward, int32_t cluster,
                                                              int32_t rows);
