@@ -115,6 +115,32 @@ void define_cp_linears(py::module_ &m) {
          element("right6", right, 6), element("right7", right, 7), field("core", &Gemm::core),
          field("factor", &Gemm::factor), field("bias", &Gemm::bias), field("y", &Gemm::y),
          field("stream", &Gemm::stream));
+  using Fused = mmadapt_cp_linear_fused_sm90;
+  const auto fused_mode = &Fused::mode;
+  define(m, "cp_linear_fused", &mmadapt_cp_linear_fused_cuda, field("tokens", &Fused::tokens),
+         field("inner", &Fused::inner), field("columns", &Fused::columns), field("rank", &Fused::rank),
+         field("count", &Fused::count), field("dtype", &Fused::dtype),
+         field("bias_dtype", &Fused::bias_dtype), field("wide", &Fused::wide),
+         field("dropout", &Fused::dropout), field("threshold", &Fused::threshold),
+         field("kept", &Fused::kept), field("scale", &Fused::scale), field("tile", &Fused::tile),
+         field("cluster", &Fused::cluster), field("group", &Fused::group),
+         field("overlap", &Fused::overlap), field("x", &Fused::x), field("weight", &Fused::weight),
+         field("factor_in", &Fused::factor_in), field("factor_out", &Fused::factor_out),
+         field("bias", &Fused::bias), element("mode0", fused_mode, 0), element("mode1", fused_mode, 1),
+         element("mode2", fused_mode, 2), element("mode3", fused_mode, 3), element("mode4", fused_mode, 4),
+         element("mode5", fused_mode, 5), element("mode6", fused_mode, 6), element("mode7", fused_mode, 7),
+         field("seeds", &Fused::seeds), field("z", &Fused::z), field("core", &Fused::core),
+         field("y", &Fused::y), field("words", &Fused::words), field("words_size", &Fused::words_size),
+         field("stream", &Fused::stream));
+  m.def("cp_linear_fused_words", &mmadapt_cp_linear_fused_words, py::arg("tokens"));
+  m.def(
+      "cp_linear_plan_fused",
+      [](int64_t tokens, int32_t columns, int32_t rank) {
+        const auto plan = mmadapt_cp_linear_plan_fused(tokens, columns, rank);
+        return py::make_tuple(plan.units, plan.parcels, plan.hidden != 0);
+      },
+      py::arg("tokens"), py::arg("columns"), py::arg("rank"),
+      "Units of rows, parcels in which clusters take them, and whether that is in idle time.");
   using Pack = mmadapt_cp_linear_pack_sm90;
   define(m, "cp_linear_pack", &mmadapt_cp_linear_pack_cuda, field("first_size", &Pack::first_size),
          field("second_size", &Pack::second_size), field("dtype", &Pack::dtype),

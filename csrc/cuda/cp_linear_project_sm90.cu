@@ -152,11 +152,7 @@ const char *refusal(const mmadapt_cp_linear_project_sm90 &p) {
   if (p.rank < 8 || p.rank % 8 != 0 || p.rank > MMADAPT_CP_LINEAR_MAX_RANK) {
     return "rank: expected a multiple of 8, at most 128";
   }
-  if (p.count < 1 || p.count > MMADAPT_CP_LINEAR_MAX_GROUP) return "count: expected 1 to 8";
-  if (p.dropout < MMADAPT_DROPOUT_NONE || p.dropout > MMADAPT_DROPOUT_AFTER) {
-    return "dropout: out of range";
-  }
-  if (p.dropout != MMADAPT_DROPOUT_NONE && p.seeds == nullptr) return "seeds: absent, with dropout";
+  if (const char *reason = cores_refusal(p)) return reason;
   const int s = p.split;
   if (s < 0 || s > kMaxSplit || (s & (s - 1)) != 0) return "split: expected 0, 1, 2, 4 or 8";
   for (const void *pointer : {p.x, p.factor_in, static_cast<const void *>(p.z),
@@ -233,21 +229,10 @@ extern "C" mmadapt_cuda_status mmadapt_cp_linear_project_cuda(
   const mmadapt_cp_linear_project_sm90 &p = *call;
   if (const char *reason = refusal(p)) return bad_argument(reason);
   Arguments a = {};
-  a.tokens = p.tokens;
-  a.rank = p.rank;
-  a.count = p.count;
   a.chunks = (p.dim + kChunk - 1) / kChunk;
   a.split = p.split != 0 ? p.split : choose_split((p.tokens + kRows - 1) / kRows, a.chunks);
   a.dense = p.dense;
-  a.wide = p.wide;
-  a.dropout = p.dropout;
-  a.threshold = p.threshold;
-  a.kept = p.kept;
-  a.scale = p.scale;
-  for (int k = 0; k < p.count; ++k) a.mode[k] = p.mode[k];
-  a.seeds = p.seeds;
-  a.z = p.z;
-  a.core = p.core;
+  a.cores = cp_linear::cores_of(p);
   return p.dtype == MMADAPT_BF16 ? launch_type<__nv_bfloat16>(a, p) : launch_type<__half>(a, p);
 }
 

@@ -121,9 +121,12 @@ def adapters() -> Iterator[Problem]:
 
 def cp_linears() -> Iterator[Problem]:
     shapes = [(1, 64, 64, 16), (65, 256, 192, 32), (193, 1032, 520, 64)]
-    for (tokens, dim, out, rank), (dtype, wide), dense, gemm in itertools.product(
-        shapes, DTYPES, (False, True), (0, 1)
+    # Mode matrix, setting gemm, setting fused, more ranks (fused: padded to 128 instead of 64).
+    ways = [(0, 0, 0, 0), (0, 1, 0, 0), (0, 1, 1, 0), (0, 1, 1, 64), (1, 0, 0, 0), (1, 1, 0, 0)]
+    for (tokens, dim, out, rank), (dtype, wide), (dense, gemm, fused, more) in itertools.product(
+        shapes, DTYPES, ways
     ):
+        rank += more
         weight, bias = draw(out, dim, dtype=dtype), draw(out, dtype=dtype)
         leaves = [activations(tokens, dim, dtype=dtype), draw(rank, dim, dtype=wide)]
         leaves += [draw(out, rank, dtype=wide), draw(*[rank] * (1 + dense), dtype=wide)]
@@ -132,6 +135,7 @@ def cp_linears() -> Iterator[Problem]:
             return cp_linear(x, weight, bias, factor_in, factor_out, mode, backend=backend)
 
         label = f"{tokens}x{dim}x{out}x{rank} {dtype} {wide} dense={dense} gemm={gemm}"
+        label += f" fused={fused}"
         yield label, leaves, [weight, bias], call
 
 
@@ -165,8 +169,8 @@ def run(op: str, every: int) -> tuple[int, int, list[str]]:
     for label, leaves, others, call in itertools.islice(PROBLEMS[op](), 0, None, every):
         dy = None if "cp" in op else activations(*leaves[0].shape, dtype=leaves[0].dtype)
         print(f"{op} {label}", end="", flush=True)  # a fault that ends the process has a name
-        # cp_linear: the GEMM here or cuBLAS, which would always be chosen for so few rows.
-        way = {"gemm": int("gemm=1" in label)}
+        # cp_linear: the GEMM here, with or without z, or cuBLAS, always chosen for so few rows.
+        way = {"gemm": int("gemm=1" in label), "fused": int("fused=1" in label)}
         try:
             with override({"cp_linear.cuda": way, "cp_linear.cuda_backward": way}):
                 actual = results(call, leaves, others, dy, "cuda")

@@ -21,7 +21,9 @@ NO_ADDRESSES = [0] * 8
 PROJECT = [10, 256, 32, 1, 1, 0, 0, 0, 0, 1.0, 1.0, 0, 0, 0, *NO_ADDRESSES, 0, 0, 0, 0]
 GEMM = [10, 256, 64, 32, 32, 1, 1, 1, 0, 0, 0, 0, 0, *NO_ADDRESSES, *NO_ADDRESSES, 0, 0, 0, 0, 0]
 PACK = [64, 8, 1, 0, 0, 0, 0, 0]
-LAUNCHERS = {"project": PROJECT, "gemm": GEMM, "pack": PACK}
+FUSED = [10, 256, 64, 32, 1, 1, 1, 0, 0, 0, 1.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, *NO_ADDRESSES]
+FUSED += [0, 0, 0, 0, 0, 34, 0]
+LAUNCHERS = {"project": PROJECT, "gemm": GEMM, "pack": PACK, "fused": FUSED}
 
 
 def launch(name, changes=()):
@@ -33,15 +35,16 @@ def launch(name, changes=()):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="launches on a GPU")
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "kernel", "text"),
     [
-        ("project", "tokens=10, dim=256"),
-        ("gemm", "tokens=10, inner=256"),
-        ("pack", "first_size=64"),
+        ("project", "project", "tokens=10, dim=256"),
+        ("gemm", "gemm", "tokens=10, inner=256"),
+        ("pack", "pack", "first_size=64"),
+        ("fused", "clear", "tokens=10, inner=256"),
     ],
 )
-def test_a_launch_without_a_gpu_names_its_arguments(name, text):
-    with pytest.raises(RuntimeError, match=rf"CUDA error .*cp_linear_{name}_kernel with {text}"):
+def test_a_launch_without_a_gpu_names_its_arguments(name, kernel, text):
+    with pytest.raises(RuntimeError, match=rf"CUDA error .*cp_linear_{kernel}_kernel with {text}"):
         launch(name)
 
 
@@ -70,6 +73,19 @@ def test_a_launch_without_a_gpu_names_its_arguments(name, text):
         ("gemm", 11, -1, "group: expected 0 or more"),
         ("gemm", 13, 8, "left, right: expected addresses"),
         ("gemm", 32, 2, "core, factor, y: expected addresses"),
+        ("fused", 0, 0, "tokens: out of range"),
+        ("fused", 1, 12, "inner: expected a multiple of 8"),
+        ("fused", 3, 0, "rank: expected 8 or more"),
+        ("fused", 3, 136, "rank: expected a multiple of 8, at most 128"),
+        ("fused", 4, 9, "count: expected 1 to 8"),
+        ("fused", 5, 0, "dtype: expected bf16 or fp16"),
+        ("fused", 6, 2, "bias_dtype: expected dtype or fp32"),
+        ("fused", 8, 1, "seeds: absent, with dropout"),
+        ("fused", 12, 64, "tile: expected 0, 128, 192 or 256"),
+        ("fused", 17, 8, "left, right: expected addresses"),
+        ("fused", 18, 8, "factor_in, z, words: expected addresses"),
+        ("fused", 33, 8, "factor_in, z, words: expected addresses"),
+        ("fused", 34, 33, "words_size: fewer than fused_words"),
         ("pack", 0, 12, "expected multiples of 8"),
         ("pack", 2, 0, "dtype: expected bf16 or fp16"),
         ("pack", 5, 4, "expected addresses at multiples of 16"),
@@ -96,6 +112,57 @@ def test_sizes_that_are_refused(sizes, text):
     assert backend.unsupported_sizes(10, 16, 64, 72, 8) is None
 
 
+@pytest.mark.parametrize(
+    ("tokens", "columns", "rank", "expected"),
+    [
+        # 512 tiles of two blocks are 7.76 waves: 16 clusters have a tile less, and two units each.
+        (8192, 4096, 64, (32, 16, True)),
+        (2048, 4096, 32, (8, 4, True)),
+        # At rank 128 a unit's loads take longer than half a tile.
+        (8192, 4096, 128, (32, 32, False)),
+        # 192 tiles, 2.9 waves: six clusters with a tile less are too few.
+        (16384, 768, 64, (64, 64, False)),
+        # 66 tiles: an even wave.
+        (16896, 256, 64, (66, 66, False)),
+        # Clusters without a tile take a unit each.
+        (256, 256, 8, (1, 1, True)),
+        (100, 8, 8, (1, 1, True)),
+    ],
+)
+def test_how_z_is_handed_out(tokens, columns, rank, expected):
+    units, parcels, hidden = backend._C.cuda.cp_linear_plan_fused(tokens, columns, rank)
+    assert (units, parcels, hidden) == expected
+
+
+def test_every_unit_is_in_one_parcel():
+    for tokens in (1, 128, 129, 2048, 5000, 8192, 16384, 100_000):
+        for columns, rank in itertools.product((8, 768, 1152, 4096, 11008), (8, 64, 72, 128)):
+            units, parcels, hidden = backend._C.cuda.cp_linear_plan_fused(tokens, columns, rank)
+            blocks = -(-tokens // 128)
+            assert units == (1 if blocks == 1 else -(-blocks // 2))
+            assert 1 <= parcels <= units and (hidden or parcels == units)
+
+
+def test_flags_for_every_row():
+    """A cache line for the counter, then one word for each 128 rows of every pair of blocks."""
+    words = {tokens: 32 + 2 * -(-tokens // 256) for tokens in (1, 128, 129, 256, 257, 2**30)}
+    for tokens, expected in words.items():
+        assert backend._C.cuda.cp_linear_fused_words(tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((8192, 4096, 4096, 64), True),
+        ((16384, 768, 768, 64), True),
+        ((2048, 4096, 4096, 64), True),
+        ((1000, 4096, 8448, 128), False),  # not in idle time, and one unit's rows of x are long
+    ],
+)
+def test_where_z_is_work_of_the_gemm(sizes, expected):
+    assert backend.prefers_fused(*sizes) == expected
+
+
 def test_a_call_on_the_cpu_is_refused():
     case = Case(dims=(64, 64, 16), dtype=BF16)
     operands = (case.weights, case.biases, case.factor_in, case.factor_out, case.modes)
@@ -117,7 +184,7 @@ def use(**settings):
     return override({"cp_linear.cuda": settings, "cp_linear.cuda_backward": settings})
 
 
-WAYS = {"gemm": {"gemm": 1}, "cublas": {"gemm": 0}}
+WAYS = {"gemm": {"gemm": 1, "fused": 0}, "fused": {"gemm": 1, "fused": 1}, "cublas": {"gemm": 0}}
 
 
 @pytest.mark.parametrize(
@@ -154,14 +221,74 @@ def test_larger_shapes(assert_as_good_as_eager, dims, count, dense, way):
 @pytest.mark.parametrize("tile", gpu((128,), (192,), (256,)))
 @pytest.mark.parametrize("cluster", [1, 2])
 @pytest.mark.parametrize("group", [1, 16])
-def test_any_tile_gives_the_same_bits(tile, cluster, group):
-    """K is summed in the same order whatever the tile."""
-    case = Case(700, (200, 520, 40), 2, (False, True), BF16, FP32)
-    with use(gemm=1):
+@pytest.mark.parametrize("dense", [False, True])
+def test_any_tile_gives_the_same_bits(tile, cluster, group, dense):
+    """K is summed in the same order whatever the tile, and so is that of z within the GEMM."""
+    case = Case(700, (200, 520, 40), 2, (False, dense), BF16, FP32)
+    with use(gemm=1, fused=1):
         expected = case.run("cuda", scale=0.7)
-    with use(gemm=1, tile=tile, cluster=cluster, group=group, overlap=0):
+    with use(gemm=1, fused=1, tile=tile, cluster=cluster, group=group, overlap=0):
         for a, b in zip(case.run("cuda", scale=0.7), expected, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tile", gpu((0,), (128,), (192,), (256,)))
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rank", [8, 40, 64, 72, 128])
+def test_z_within_the_gemm(assert_as_good_as_eager, tile, cluster, count, rank):
+    for tokens, dim_in, dim_out in ((1, 8, 8), (127, 72, 264), (700, 520, 200), (2177, 64, 1032)):
+        case = Case(tokens, (dim_in, dim_out, rank), count, (False,), BF16, FP32)
+        with use(gemm=1, fused=1, tile=tile, cluster=cluster):
+            case.check(assert_as_good_as_eager, "cuda", scale=0.7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"), gpu((BF16, BF16), (BF16, FP32), (FP16, FP32), (FP16, FP16))
+)
+@pytest.mark.parametrize("dropout_at", ["after", "before"])
+def test_z_within_the_gemm_with_dropout(assert_as_good_as_eager, dtype, wide, dropout_at):
+    for tokens in (33, 400, 3000):
+        case = Case(tokens, (136, 200, 24), 2, (False,), dtype, wide)
+        settings = {"scale": 0.7, "dropout": 0.4, "dropout_at": dropout_at}
+        with use(gemm=1, fused=1):
+            case.check(assert_as_good_as_eager, "cuda", **settings)
+
+
+@pytest.mark.parametrize("sizes", gpu(((20000, 64, 64, 64),), ((40000, 768, 256, 64),)))
+def test_more_units_than_clusters(sizes):
+    tokens, *dims = sizes
+    case = Case(tokens, tuple(dims), 2, (False,), BF16)
+    with use(gemm=1, fused=0):
+        expected = case.run("cuda")
+    with use(gemm=1, fused=1):
+        results = case.run("cuda")
+    for a, b in zip(results, expected, strict=True):
+        assert (a.double() - b.double()).norm() <= 2**-7 * b.double().norm()
+
+
+@pytest.mark.parametrize("streams", gpu((2,), (6,)))
+def test_z_within_gemms_on_several_streams_at_once(streams):
+    """Each holds a part of the GPU, with blocks that wait for others of the same kernel."""
+    cases = [Case(4096, (256, 768, 64), 1, (False,), BF16, bias=False) for _ in range(streams)]
+
+    def step(case):
+        return backend.forward(
+            case.x, case.weights, case.biases, case.factor_in, case.factor_out, case.modes, None,
+            1.0, 0.0, "after",
+        )[0][0]  # fmt: skip
+
+    with use(gemm=1, fused=1):
+        expected = [step(case) for case in cases]
+        queues = [torch.cuda.Stream() for _ in cases]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            results = []
+            for case, queue in zip(cases, queues, strict=True):
+                with torch.cuda.stream(queue):
+                    results.append(step(case))
+            torch.cuda.synchronize()
+            assert all(map(torch.equal, results, expected))
 
 
 @pytest.mark.parametrize("split", gpu((1,), (2,), (4,), (8,)))
@@ -188,10 +315,17 @@ def test_dropout_masks_are_those_of_the_formula_bit_for_bit(dropout):
     mode = torch.ones(rank, device=DEVICE)
     for seed in (0, 1, 2**62 - 1, 123456789012345678):
         seeds = torch.tensor([seed], device=DEVICE)
+        keep = reference.keep_mask(seeds[0], tokens, rank, dropout)
         z, core = x.new_empty(tokens, rank), x.new_empty(1, tokens, rank)
         backend._project(x, factor_in, [mode], seeds, 1.0, dropout, "after", z, core, 0)
-        keep = reference.keep_mask(seeds[0], tokens, rank, dropout)
         assert torch.equal(core[0] != 0, keep) and torch.equal(z, torch.ones_like(z))
+        fused_z, fused_core, y = torch.empty_like(z), torch.empty_like(core), torch.empty_like(x)
+        frozen, factor_out = x.new_zeros(8, 8), x.new_ones(8, rank)
+        backend._fused(
+            x, frozen, factor_in, factor_out, None, y, [mode], seeds, 1.0, dropout, "after",
+            fused_z, fused_core, backend.SETTINGS,
+        )  # fmt: skip
+        assert torch.equal(fused_z, z) and torch.equal(fused_core, core)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +367,15 @@ def test_views_that_start_anywhere(name, way):
         assert (actual.double() - same.double()).norm() <= 2**-7 * same.double().norm()
 
 
-@pytest.mark.parametrize("settings", gpu(({"overlap": 0},), ({"overlap": 1},), ({"gemm": 0},)))
-def test_graph_capture_and_bit_equal_reruns(settings):
-    case = Case(4096, (768, 768, 64), 2, (True, False), BF16)
+@pytest.mark.parametrize(
+    ("settings", "dense"),
+    gpu(
+        ({"overlap": 0}, True), ({"overlap": 1}, True), ({"gemm": 0}, True),
+        ({"fused": 1, "overlap": 0}, False), ({"fused": 1, "overlap": 1}, False),
+    ),
+)  # fmt: skip
+def test_graph_capture_and_bit_equal_reruns(settings, dense):
+    case = Case(4096, (768, 768, 64), 2, (dense, False), BF16)
     seeds = torch.randint(2**62, (2,), device=DEVICE)
     shared = (case.weights, case.biases, case.factor_in, case.factor_out, case.modes)
 

@@ -1,5 +1,5 @@
 // What the warps of a block do in the GEMM of the factored linear layer: load chunks, load the bias,
-// multiply and store. Device functions of the kernel in cp_linear_gemm_sm90.cu; the data flow is drawn there.
+// multiply and store. Device functions of the kernel in gemm_kernel.cuh; the data flow is drawn there.
 #pragma once
 
 #include "../hopper/fragment.cuh"
@@ -103,12 +103,11 @@ __device__ __forceinline__ void load_chunk(const Arguments &a, const Segment &s,
   }
 }
 
-// One thread.
-template <int COLUMNS, Major MAJOR>
+// One thread. Before the cores of a tile are asked for, await(where the tile begins) is called.
+template <int COLUMNS, Major MAJOR, class Await>
 __device__ __forceinline__ void load_tiles(const Arguments &a, const Barriers<COLUMNS> &barriers,
-                                           uint32_t shared, const Tiles &tiles) {
-  Ring<stages(COLUMNS)> ring;
-  bool waited = false;
+                                           uint32_t shared, const Tiles &tiles,
+                                           Ring<stages(COLUMNS)> &ring, Await await) {
   hopper::tma_prefetch(&a.segments[0].left);
   hopper::tma_prefetch(&a.segments[0].right);
   hopper::tma_prefetch(&a.y);
@@ -117,10 +116,7 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const Barriers<CO
     const int segments = a.count + (a.rank_chunks > 0);
     for (int s = 0; s < segments; ++s) {
       const int chunks = s < a.count ? a.chunks : a.rank_chunks;
-      if (s == a.count && !waited) {  // the cores come from the kernel before
-        hopper::wait_for_previous_kernel();
-        waited = true;
-      }
+      if (s == a.count) await(at);
       for (int c = 0; c < chunks; ++c) {
         hopper::barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
         load_chunk<COLUMNS, MAJOR>(a, a.segments[s], at, c * kChunk, tiles.rank,
@@ -165,18 +161,16 @@ struct Release {
   }
 };
 
-// The sums of a warpgroup's 64 rows over all of K. One chunk's products run while the next one's loads
-// are waited for.
-template <class T, int COLUMNS, Major MAJOR>
-__device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arguments &a,
-                                              const Barriers<COLUMNS> &barriers,
-                                              const Release<COLUMNS> &release, uint32_t left,
-                                              uint32_t right, Ring<stages(COLUMNS)> &ring) {
+// Adds whole chunks to a warpgroup's sums [64, WIDTH], the first of them to nothing. One chunk's products run
+// while the next one's loads are waited for; those of `before`, the last slot, are still under way at the end.
+template <class T, int WIDTH, int COLUMNS, Major MAJOR>
+__device__ __forceinline__ void multiply_chunks(float (&d)[WIDTH / 2], int chunks, int &before,
+                                                const Barriers<COLUMNS> &barriers,
+                                                const Release<COLUMNS> &release, uint32_t left,
+                                                uint32_t right, Ring<stages(COLUMNS)> &ring) {
   namespace wg = hopper::gemm;
   constexpr uint32_t kStage = Layout<COLUMNS>::kStageBytes >> 4;  // as descriptors count
-  const int total = a.count * a.chunks + a.rank_chunks, whole = total - (a.last_steps < 4);
-  int before = 0;
-  for (int c = 0; c < whole; ++c) {
+  for (int c = 0; c < chunks; ++c) {
     hopper::barrier_wait(barriers.full(ring.slot), ring.parity);
     const uint32_t l = left + ring.slot * kStage, r = right + ring.slot * kStage;
     hopper::wgmma_fence();
@@ -190,6 +184,19 @@ __device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arg
     before = ring.slot;
     ring.advance();
   }
+}
+
+// The sums of a warpgroup's 64 rows over all of K.
+template <class T, int COLUMNS, Major MAJOR>
+__device__ __forceinline__ void multiply_tile(float (&d)[COLUMNS / 2], const Arguments &a,
+                                              const Barriers<COLUMNS> &barriers,
+                                              const Release<COLUMNS> &release, uint32_t left,
+                                              uint32_t right, Ring<stages(COLUMNS)> &ring) {
+  namespace wg = hopper::gemm;
+  constexpr uint32_t kStage = Layout<COLUMNS>::kStageBytes >> 4;
+  const int total = a.count * a.chunks + a.rank_chunks, whole = total - (a.last_steps < 4);
+  int before = 0;
+  multiply_chunks<T, COLUMNS, COLUMNS, MAJOR>(d, whole, before, barriers, release, left, right, ring);
   if (whole < total) {  // the rest of the ranks
     hopper::barrier_wait(barriers.full(ring.slot), ring.parity);
     const uint32_t l = left + ring.slot * kStage, r = right + ring.slot * kStage;

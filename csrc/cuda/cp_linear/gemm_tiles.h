@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "mmadapt/cp_linear_cuda.h"
+#include "cores.h"
 
 namespace mmadapt::cp_linear {
 
@@ -40,6 +40,21 @@ struct Segment {
   CUtensorMap left, right;
 };
 
+// z and the cores as work of the GEMM's own blocks: cp_linear/gemm_project.cuh.
+struct Projection {
+  Segment segment;  // x and factor_in
+  Cores cores;
+  int parcels;
+  uint32_t *counter;  // of the numbers that clusters take
+  uint32_t *done;     // a flag for every 128 rows; counter and flags start as 0
+};
+// Words of the memory for counter and flags. The counter has a cache line to itself; flags are those of
+// clusters of two.
+constexpr int kCounterWords = 32;
+constexpr int64_t projection_words(int64_t tokens) {
+  return kCounterWords + 2 * ((tokens + 2 * kRows - 1) / (2 * kRows));
+}
+
 struct Arguments {
   Segment segments[kMaxSegments];  // the low-rank term last
   CUtensorMap y;
@@ -52,6 +67,7 @@ struct Arguments {
   int columns;
   int bias_is_fp32;
   const void *bias;
+  Projection projection;  // where the kernel makes the cores itself
 };
 
 // Tiles in the order in which they are given out: down the rows of a group, then the next column, so that
@@ -76,5 +92,24 @@ inline int choose_tile(int64_t row_tiles, int columns, int blocks) {
   }
   return best;
 }
+
+// How z is handed out: `units` of rows in `parcels`, each done by one of `clusters` before its tiles.
+struct FusedPlan {
+  int units, parcels;
+  bool hidden;  // by clusters that have one tile less than others
+};
+// Parcels as large as fit into the time of the tile that the last clusters lack; where tiles divide evenly, or
+// the last clusters are too few, one unit each, over as many clusters as there are. A unit's time is that of its
+// loads, taken as 48 bytes a cycle, a tile's that of its products; both end alike.
+inline FusedPlan plan_fused(int units, int64_t tiles, int clusters, int columns, int ranks) {
+  const int rest = static_cast<int>(tiles % clusters), lacking = rest == 0 ? 0 : clusters - rest;
+  const int unit_cycles = (kRows + ranks) * 128 / 48, tile_cycles = 4 * columns;  // a chunk of K
+  if (lacking > 0) {
+    const int each = (units + lacking - 1) / lacking;
+    if (each <= tile_cycles / unit_cycles) return {units, (units + each - 1) / each, true};
+  }
+  return {units, units, false};
+}
+inline int padded_ranks(int rank) { return rank <= 64 ? 64 : 128; }  // of a product
 
 }  // namespace mmadapt::cp_linear

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "../hopper/multiprocessors.h"
-#include "mmadapt/cp_linear_cuda.h"
+#include "cores.h"
 
 namespace mmadapt::cp_linear::project {
 
@@ -32,14 +32,9 @@ struct Layout {
 
 struct Arguments {
   CUtensorMap x, factor;
-  int64_t tokens;
-  int rank, count, chunks, split;
-  int dense, wide;  // bit k: of mode k
-  int dropout, threshold;
-  float kept, scale;
-  const void *mode[MMADAPT_CP_LINEAR_MAX_GROUP];
-  const int64_t *seeds;
-  void *z, *core;
+  int chunks, split;
+  int dense;  // bit k: mode k is a matrix
+  Cores cores;
 };
 
 // Parts of K, each of two chunks or more: as many as give every SM one block. (Two blocks an SM were slower:

@@ -1,5 +1,6 @@
 // CUDA, Hopper: the factored linear layer, y_k = x W_k^T + bias_k + core_k factor_out^T with
-// core_k = scale * (x factor_in^T) M_k, in two steps: project() makes the cores, gemm() each y.
+// core_k = scale * (x factor_in^T) M_k: project() makes the cores, gemm() each y; or, with mode vectors alone,
+// fused() makes the cores and the first y, and gemm() the others.
 //
 // Activations and weights are bf16 or fp16 (`dtype`), row-major and contiguous, at addresses that are
 // multiples of 16; row lengths are multiples of 8. Sums are fp32.
@@ -59,6 +60,33 @@ typedef struct {
   void *stream;
 } mmadapt_cp_linear_gemm_sm90;
 
+// The cores of project(), with mode vectors, and y = x weight^T + core_0 factor_out^T + bias of gemm().
+typedef struct {
+  int64_t tokens;
+  int32_t inner, columns, rank;  // rank: of z and all cores
+  int32_t count;                 // of modes, as in project()
+  int32_t dtype, bias_dtype, wide;
+  int32_t dropout, threshold;
+  float kept, scale;
+  int32_t tile, cluster, group;  // as in gemm()
+  int32_t overlap;               // 1: starts beside a kernel of the launcher's own, in front of it
+  const void *x, *weight;        // [tokens, inner], [columns, inner]
+  const void *factor_in, *factor_out, *bias;
+  const void *mode[MMADAPT_CP_LINEAR_MAX_GROUP];  // [rank]
+  const int64_t *seeds;
+  void *z, *core;    // of all modes
+  void *y;           // of the first one
+  void *words;       // `words_size` 32-bit words, at least mmadapt_cp_linear_fused_words(tokens)
+  int64_t words_size;
+  void *stream;
+} mmadapt_cp_linear_fused_sm90;
+
+// What fused() does with z on a GPU of 132 multiprocessors: csrc/cuda/cp_linear/gemm_project.cuh has the terms.
+typedef struct {
+  int32_t units, parcels;
+  int32_t hidden;  // 1: in time in which multiprocessors would have had no tile
+} mmadapt_cp_linear_fused_plan;
+
 // 16-bit copies of two fp32 arrays (the factors); a size of 0: of one. Sizes are multiples of 8.
 typedef struct {
   int64_t first_size, second_size;
@@ -70,6 +98,9 @@ typedef struct {
 
 mmadapt_cuda_status mmadapt_cp_linear_project_cuda(const mmadapt_cp_linear_project_sm90 *p);
 mmadapt_cuda_status mmadapt_cp_linear_gemm_cuda(const mmadapt_cp_linear_gemm_sm90 *p);
+mmadapt_cuda_status mmadapt_cp_linear_fused_cuda(const mmadapt_cp_linear_fused_sm90 *p);
+mmadapt_cp_linear_fused_plan mmadapt_cp_linear_plan_fused(int64_t tokens, int32_t columns, int32_t rank);
+int64_t mmadapt_cp_linear_fused_words(int64_t tokens);
 mmadapt_cuda_status mmadapt_cp_linear_pack_cuda(const mmadapt_cp_linear_pack_sm90 *p);
 
 #ifdef __cplusplus

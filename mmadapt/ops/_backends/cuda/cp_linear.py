@@ -1,8 +1,9 @@
 """`cp_linear` in CUDA C++ for Hopper (csrc/cuda/cp_linear_*_sm90.cu).
 
-One read of x for z and every core, then one of two ways to y: a GEMM whose K continues over the
-ranks, or cuBLAS accumulating the frozen product onto the low-rank term. The gradient of x likewise,
-over all weights of a group at once; the other gradients come from the Triton kernels.
+z and every core, then one of two ways to y: a GEMM whose K continues over the ranks, or cuBLAS
+accumulating the frozen product onto the low-rank term. z is a kernel of its own, or, where all
+modes are vectors, work of the first weight's GEMM. The gradient of x likewise, over all weights of
+a group at once; the other gradients come from the Triton kernels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +30,15 @@ if not hasattr(_C.cuda, "cp_linear_gemm"):
 
 MAX_RANK = 128
 MAX_GROUP: int = _C.cuda.CP_LINEAR_MAX_GROUP
+MULTIPROCESSORS = 132
 MULTIPLE = 8
 """d_in, d_out and R: rows start at multiples of 16 bytes."""
 
 DROPOUTS = {"none": 0, "before": 1, "after": 2}  # mmadapt_dropout
 
 SETTINGS = {"tile": 0, "cluster": 0, "group": 0, "overlap": 1, "split": 0}
-"""Of the launchers (0: their choice), beside "gemm": 1 for the GEMM here, 0 for cuBLAS.
+"""Of the launchers (0: their choice), beside "gemm": 1 for the GEMM here, 0 for cuBLAS; and
+"fused": 1 for z within that GEMM, 0 for a kernel before it. Mode matrices always have the latter.
 
 Tests and benchmarks set any of them: ``override({"cp_linear.cuda": {...}})`` of the Triton
 backend's tables, and "cp_linear.cuda_backward" for the gradient of x.
@@ -51,6 +54,19 @@ def prefers_gemm(tokens: int, columns: int) -> bool:
     """
     row_tiles, column_tiles = -(-tokens // 128), -(-columns // 128)
     return row_tiles * column_tiles >= 96
+
+
+def prefers_fused(tokens: int, dim_in: int, dim_out: int, rank: int) -> bool:
+    """Whether z within the first weight's GEMM is faster than a kernel before it.
+
+    Where it fits into time in which multiprocessors have no tile, it is free. Elsewhere every round
+    of units costs a read of 256 rows by two multiprocessors, however few rows there are, and the
+    kernel before, which splits d_in, a launch and a read of x. Reckoned for an H200, not measured.
+    """
+    units, _, hidden = _C.cuda.cp_linear_plan_fused(tokens, dim_out, rank)
+    rounds = -(-units // (MULTIPROCESSORS // 2))
+    unit_us, kernel_us = 1 + dim_in * 4.6e-3, 3 + tokens * dim_in * 0.6e-6
+    return hidden or rounds * unit_us < kernel_us
 
 
 def unsupported(
@@ -102,12 +118,22 @@ def forward(
         return ys, z
     # Before _project, since the GEMM that overlaps with it may read its operands early.
     x, weights = aligned(x), [aligned(w.to(x.dtype)) for w in weights]
-    use = _settings("cp_linear.cuda", x.shape[1], ys[0], z.shape[1], len(weights))
+    sizes = (*x.shape, ys[0].shape[1], z.shape[1])
+    use = _settings(
+        "cp_linear.cuda", x.shape[1], ys[0], z.shape[1], len(weights), fused=prefers_fused(*sizes)
+    )
     core = x.new_empty(len(weights), *z.shape)
+    projection = (modes, seeds, scale, dropout, dropout_at, z, core)
+    fused = use["gemm"] and use["fused"] and all(m.ndim == 1 for m in modes)
     with on_device(x):
         factor_in, factor_out = _narrow(x.dtype, factor_in, factor_out)
-        _project(x, factor_in, modes, seeds, scale, dropout, dropout_at, z, core, use["split"])
+        if fused:
+            _fused(x, weights[0], factor_in, factor_out, biases[0], ys[0], *projection, use)
+        else:
+            _project(x, factor_in, *projection, use["split"])
         for k, (weight, bias, y) in enumerate(zip(weights, biases, ys, strict=True)):
+            if fused and k == 0:
+                continue
             if use["gemm"]:
                 overlap = use["overlap"] if k == 0 else 0
                 _gemm([x], [weight], core[k], factor_out, bias, y, False, use, overlap)
@@ -155,9 +181,11 @@ def _input_gradient(
         triton_backend.accumulate(dys, weights, dz, factor_in, None, dx, gemm_first=False)
 
 
-def _settings(name: str, inner: int, y: Tensor, rank: int, count: int) -> Mapping[str, int]:
+def _settings(
+    name: str, inner: int, y: Tensor, rank: int, count: int, fused: bool = False
+) -> Mapping[str, int]:
     tokens, columns = y.shape
-    default = SETTINGS | {"gemm": int(prefers_gemm(tokens, columns))}
+    default = SETTINGS | {"gemm": int(prefers_gemm(tokens, columns)), "fused": int(fused)}
     found = tiles(name, y, default, T=tokens, d_in=inner, d_out=columns, R=rank, K=count)
     return {**default, **found}
 
@@ -192,13 +220,48 @@ def _project(
 ) -> None:
     """Fills z ``[T, R]`` and core ``[K, T, R]``; factor_in in the dtype of x."""
     dense = sum((m.ndim == 2) << k for k, m in enumerate(modes))
-    wide = sum((m.dtype == torch.float32) << k for k, m in enumerate(modes))
     _C.cuda.cp_linear_project(
-        x.shape[0], x.shape[1], z.shape[1], len(modes), DTYPES[x.dtype], dense, wide,
-        DROPOUTS["none" if seeds is None else dropout_at], round(dropout * (1 << 24)),
-        1.0 / (1.0 - dropout), scale, split, address(x), address(factor_in), *_addresses(modes),
-        address(seeds), address(z), address(core), stream(x),
+        x.shape[0], x.shape[1], z.shape[1], len(modes), DTYPES[x.dtype], dense, _wide(modes),
+        *_dropout(seeds, dropout, dropout_at), scale, split, address(x), address(factor_in),
+        *_addresses(modes), address(seeds), address(z), address(core), stream(x),
     )  # fmt: skip
+
+
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    factor_in: Tensor,
+    factor_out: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Sequence[Tensor],
+    seeds: Tensor | None,
+    scale: float,
+    dropout: float,
+    dropout_at: str,
+    z: Tensor,
+    core: Tensor,
+    use: Mapping[str, int],
+) -> None:
+    """`_project` and `_gemm` of the first weight, which fills y ``[T, d_out]``."""
+    words = x.new_empty(_C.cuda.cp_linear_fused_words(x.shape[0]), dtype=torch.int32)
+    _C.cuda.cp_linear_fused(
+        *x.shape, y.shape[1], z.shape[1], len(modes), DTYPES[x.dtype],
+        DTYPES[y.dtype if bias is None else bias.dtype], _wide(modes),
+        *_dropout(seeds, dropout, dropout_at), scale, use["tile"], use["cluster"], use["group"],
+        use["overlap"], *map(address, (x, weight, factor_in, factor_out, bias)),
+        *_addresses(modes), *map(address, (seeds, z, core, y, words)), words.numel(), stream(y),
+    )  # fmt: skip
+
+
+def _wide(modes: Sequence[Tensor]) -> int:
+    return sum((m.dtype == torch.float32) << k for k, m in enumerate(modes))
+
+
+def _dropout(seeds: Tensor | None, dropout: float, dropout_at: str) -> tuple[int, int, float]:
+    """Kind, threshold of the hash, factor on what is kept."""
+    kind = DROPOUTS["none" if seeds is None else dropout_at]
+    return kind, round(dropout * (1 << 24)), 1.0 / (1.0 - dropout)
 
 
 def _gemm(
