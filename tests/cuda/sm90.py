@@ -123,11 +123,14 @@ def plain(mangled: str) -> str:
     """The kernel's name out of a mangled one, with its template arguments left as they are."""
     names = re.findall(r"\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8}(.+)", mangled)
     rest = names[0] if names else mangled
-    match = re.match(r"(?:_ZN?)?(\d+)", rest)
-    if match is None:
+    start, name = len(rest) - len(rest.removeprefix("_Z").removeprefix("N")), None
+    while (match := re.match(r"\d+", rest[start:])) is not None:  # namespaces, then the kernel
+        begin = start + match.end()
+        start = begin + int(match[0])
+        name = rest[begin:start]
+    if name is None:
         return rest
-    end = match.end() + int(match[1])
-    return rest[match.end() : end] + (f" {rest[end:]}" if rest[end:].startswith("I") else "")
+    return name + (f" {rest[start:]}" if rest[start:].startswith("I") else "")
 
 
 def table(found: list[Kernel]) -> str:

@@ -167,7 +167,7 @@ __device__ __forceinline__ int make_cores(const Arguments &a, const Barriers<COL
     release(before);
     store_cores<T, RP>(d, a.projection.cores, boxes, panel * kRows + warp * kStoreRows, lane);
     hopper::fence_async_proxy_global();
-    __threadfence();
+    hopper::fence_gpu();
     hopper::named_barrier(1, kConsumerWarps * 32);
     if (warp == 0 && lane == 0) hopper::raise_flag(a.projection.done + panel);
     __syncwarp();

@@ -11,6 +11,9 @@ __device__ __forceinline__ void fence_async_proxy_global() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+// What this thread has written comes before a flag that another thread raises after it met this one in a barrier.
+__device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // What this thread has written, and what others had fenced before it met them in a barrier, is visible to
 // whoever sees the flag with await_flag.
 __device__ __forceinline__ void raise_flag(uint32_t *flag) {
