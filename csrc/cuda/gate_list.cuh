@@ -111,24 +111,15 @@ __device__ __forceinline__ void each_group(const uint8_t *__restrict__ mask, int
   }
 }
 
-constexpr int64_t kEarlyBlocks = 128;  // about one for each SM of an H100
-
 // Which of the `busy` blocks with arithmetic this is, or -1 - n for the n-th of the others. Busy
 // ones start first, since they take longest, but half a GPU of others comes behind the first of
 // them: memory is at work from the start.
 __device__ __forceinline__ int64_t block_role(int64_t block, int64_t busy, int64_t blocks) {
-  const int64_t early = min(busy, kEarlyBlocks), others = min(blocks - busy, kEarlyBlocks);
+  constexpr int64_t kFirst = 128;  // about one for each SM of an H100
+  const int64_t early = min(busy, kFirst), others = min(blocks - busy, kFirst);
   if (block < early) return block;
   if (block < early + others) return early - block - 1;
   return block < busy + others ? block - others : busy - block - 1;
-}
-
-// The same for a kernel that overlaps with the one in front, whose end only the busy blocks wait for:
-// others fill the places that become free first.
-__device__ __forceinline__ int64_t overlapped_role(int64_t block, int64_t busy, int64_t blocks) {
-  const int64_t others = min(blocks - busy, kEarlyBlocks);
-  if (block < others) return -1 - block;
-  return block < others + busy ? block - others : busy - block - 1;
 }
 
 // Rows that each warp of an other block looks after, at most 32.

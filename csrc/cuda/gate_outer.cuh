@@ -1,8 +1,7 @@
 // dlogits^T hidden over the masked rows, for a tile of heads and columns, by one block.
 //
 // The warps of a block share the rows of each window, sixteen or 32 at a time, and add up in order at
-// the end: no sum of one block needs another's. hidden is read once for each block of heads, and before
-// the kernel that makes dlogits has ended, where the two overlap. Of the
+// the end: no sum of one block needs another's. hidden is read once for each block of heads. Of the
 // two forms, each with its tile and its sums in registers, MmaSums takes 16-bit types, ExactSums fp32
 // and sizes that make no vectors: fp32 arithmetic, the rows of a batch summed before they are added
 // to the others, since one long chain of additions loses accuracy.
@@ -10,7 +9,6 @@
 
 #include "gate_list.cuh"
 #include "gate_mma.cuh"
-#include "overlap.cuh"
 
 namespace mmadapt {
 
@@ -41,24 +39,21 @@ struct MmaSums {
       uint32_t k[kSteps][4][2], b[kSteps][kHeads / 8][2];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
+        const int base = first + s * kStep;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int r = first + s * kStep + lane_k(quad, i);
+          const int r = base + lane_k(quad, i);
           uint2 words = {0, 0};
           if (r < count && column < tile.columns) {
             words = *reinterpret_cast<const uint2 *>(x + static_cast<int64_t>(rows[r]) * tile.width);
           }
           k[s][i][0] = words.x, k[s][i][1] = words.y;
         }
-      }
-      wait_for_overlapped();
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
         for (int n = 0; n < kHeads / 8; ++n) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int r = first + s * kStep + 2 * quad + 8 * half;
+            const int r = base + 2 * quad + 8 * half;
             const bool there = r < padded && 8 * n + group < tile.heads;
             b[s][n][half] =
                 there ? *reinterpret_cast<const uint32_t *>(d + 8 * n * tile.places + r) : 0;
@@ -102,7 +97,6 @@ struct ExactSums {
                                       int64_t start, int64_t place) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = lane * V;
     const T *x = tile.hidden + start * tile.width + column;
-    wait_for_overlapped();
     for (int first = warp * 32; first < count; first += kRowThreads) {
       const int here = min(count - first, 32);
       const int row = lane < here ? rows[first + lane] : 0;
@@ -165,7 +159,6 @@ __device__ __forceinline__ void outer_product(const OuterTile<T> &tile,
     sums.add(tile, rows, listed.count, start, place);
     place += (listed.count + kRowWarps - 1) / kRowWarps * kRowWarps;
   }
-  wait_for_overlapped();  // with no masked row too
   __syncthreads();
   sums.put(shared + threadIdx.x / 32 * kTile);
   __syncthreads();

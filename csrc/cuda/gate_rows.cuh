@@ -56,10 +56,10 @@ __device__ __forceinline__ Vec<T, V> scaled(Vec<T, V> x, float by) {
 }
 
 // to = from * gate(head); `saved`, unless null, gets `from`. `to` may be `from`.
-template <class T, int V, int kBatch = 4, class Gate>
+template <class T, int V, class Gate>
 __device__ __forceinline__ void gate_row(const T *from, T *to, T *saved, int vectors, int per_head,
                                          int lane, Gate gate) {
-  each_vector<kBatch, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
+  each_vector<4, T, V>(from, vectors, lane, [=](int i, const Vec<T, V> &x) {
     const int64_t at = static_cast<int64_t>(i) * V;
     if (saved != nullptr) store<T, V>(saved + at, x);
     store<T, V>(to + at, scaled<T, V>(x, gate(i / per_head)));
@@ -74,12 +74,12 @@ __device__ __forceinline__ int lanes_per_head(int per_head) {
 }
 
 // dvalue = dy * gate(head), unless null; put(head, sum over the head of dy * value) by one lane of
-// each head, unless `value` is null. A lane loads kBatch vectors of each at a time. All lanes of the warp
-// must take part.
-template <class T, int V, int kBatch = 2, class Gate, class Put>
+// each head, unless `value` is null. All lanes of the warp must take part.
+template <class T, int V, class Gate, class Put>
 __device__ __forceinline__ void backward_row(const T *__restrict__ dy, const T *__restrict__ value,
                                              T *__restrict__ dvalue, int heads, int per_head,
                                              int lane, Gate gate, Put put) {
+  constexpr int kBatch = 2;
   const int lanes = lanes_per_head(per_head), step = 32 / lanes;  // heads at a time
   const int within = lane % lanes, own = lane / lanes;
   for (int first = own; first < heads + own; first += step * kBatch) {

@@ -8,23 +8,98 @@
 // Two kernels, each with the arithmetic of the masked rows in its busy blocks and a share of what
 // full-sized outputs cost in the others: rows_kernel (dlogits, dhidden and dvalue of masked rows;
 // copies of dy) and weight_kernel (dweight; zeros of dhidden). Products of 16-bit types run on tensor
-// cores with dlogits rounded to that type, others in fp32. From sm_90 on weight_kernel starts while the
-// last blocks of rows_kernel run: its zeros need nothing of them.
+// cores with dlogits rounded to that type, others in fp32.
 //
 //     dy, value, g --> dvalue, dlogits --> dhidden      rows_kernel, eight masked rows a block
 //                              |
 //                              +--> dlogits^T hidden --> dweight      weight_kernel, a tile a block
 
-#include "gate_expand.cuh"
 #include "gate_list.cuh"
+#include "gate_mma.cuh"
 #include "gate_outer.cuh"
 #include "mmadapt/modality_gate.h"
-#include "overlap.cuh"
 
 namespace mmadapt {
 namespace {
 
 constexpr int kBusyBlocks = 256;  // of rows_kernel, about two for each SM of an H100
+
+// dhidden of up to eight listed rows: a thread owns V columns of all of them.
+template <class T, class W, int V>
+__device__ __forceinline__ void expand(const float *dlogits, const W *__restrict__ weight,
+                                       T *__restrict__ dhidden, const int32_t *rows, int count,
+                                       int heads, int width) {
+  for (int k = threadIdx.x * V; k < width; k += kRowThreads * V) {
+    float sum[kRowWarps][V] = {};
+#pragma unroll 8
+    for (int head = 0; head < heads; ++head) {
+      const Vec<W, V> w = load<W, V>(weight + static_cast<int64_t>(head) * width + k);
+#pragma unroll
+      for (int r = 0; r < kRowWarps; ++r) {
+        const float d = dlogits[head * kRowWarps + r];
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum[r][e] += d * to_float(w.at[e]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowWarps; ++r) {
+      if (r < count) {
+        Vec<T, V> out;
+#pragma unroll
+        for (int e = 0; e < V; ++e) out.at[e] = from_float<T>(sum[r][e]);
+        store<T, V>(dhidden + static_cast<int64_t>(rows[r]) * width + k, out);
+      }
+    }
+  }
+}
+
+// The same on tensor cores, 64 columns a warp and step: A is weight transposed (eight columns of
+// four heads a lane), B dlogits, so that a lane ends up with eight adjacent columns of two rows.
+template <class T, class W>
+__device__ __forceinline__ void expand_mma(const float *dlogits, const W *__restrict__ weight,
+                                           T *__restrict__ dhidden, const int32_t *rows, int count,
+                                           int heads, int width) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int group = lane / 4, quad = lane % 4;
+  for (int base = warp * 64; base < width; base += kRowWarps * 64) {
+    const int column = base + group * 8;
+    const bool inside = column < width;
+    float c[4][4] = {};
+#pragma unroll 2
+    for (int first = 0; first < heads; first += 16) {
+      uint32_t k[4][4];
+      float d[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int head = first + lane_k(quad, i);
+        const bool there = head < heads;
+        load_eight<T>(k[i], weight + static_cast<int64_t>(there ? head : 0) * width + column,
+                      there && inside);
+        d[i] = there ? dlogits[head * kRowWarps + group] : 0.f;
+      }
+      const uint32_t b0 = pack<T>(d[0], d[1]), b1 = pack<T>(d[2], d[3]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t a[4];
+        transposed(a, k, j);
+        mma(c[j], a, b0, b1, T{});
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = 2 * quad + half;
+      if (r < count && inside) {
+        Vec<T, 8> out;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          out.at[2 * j] = from_float<T>(c[j][half]);
+          out.at[2 * j + 1] = from_float<T>(c[j][2 + half]);
+        }
+        store<T, 8>(dhidden + static_cast<int64_t>(rows[r]) * width + column, out);
+      }
+    }
+  }
+}
 
 // `dlogits`: [heads, places], a group's eight rows side by side, zeros where it has fewer; null:
 // dweight is not needed, and then the zeros of dhidden are written here. `dvalue` and `dhidden` may
@@ -37,12 +112,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
                 int32_t tokens, int64_t places, int32_t heads, int32_t per_head, int32_t width,
                 int32_t busy) {
   constexpr int kV = kVector ? kWide<T> : 1;
-  constexpr bool kStaged = kVector && sizeof(T) == 2 && std::is_same_v<T, W>;
-  extern __shared__ __align__(16) float all_shared[];  // kStaged: weights; dlogits [heads, kRowWarps]
-  float *shared = all_shared + (kStaged ? StagedWeights<T>::kBytes / sizeof(float) : 0);
+  extern __shared__ float shared[];  // dlogits [heads, kRowWarps]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int vectors = heads * per_head;
-  allow_overlap();
   const int64_t role = block_role(blockIdx.x, busy, gridDim.x);
   if (role < 0) {
     each_other_row(mask, tokens, -1 - role, kCopyRows, [=](int64_t row) {
@@ -57,24 +129,16 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const bool through = dhidden != nullptr || dlogits != nullptr;
   each_group(mask, tokens, static_cast<int>(role), busy, 1,
              [&](const int32_t *rows, int count, int, int64_t place) {
-    [[maybe_unused]] StagedWeights<T> staged(all_shared);
-    if constexpr (kStaged) {
-      if (dhidden != nullptr) staged.start(weight, heads, width);
-    }
     if (warp < count) {
       const int64_t row = rows[warp], start = row * vectors * kV;
       const float *own = gate + row * heads;
-      const int64_t bytes = static_cast<int64_t>(vectors) * kV * sizeof(T);
-      prefetch(dy + start, bytes, lane, 32);
-      if (through) prefetch(value + start, bytes, lane, 32);
-      backward_row<T, kV, sizeof(T) == 2 ? 4 : 2>(
-          dy + start, through ? value + start : nullptr,
-          dvalue == nullptr ? nullptr : dvalue + start, heads, per_head, lane,
-          [=](int head) { return own[head]; },
-          [=](int head, float sum) {
-            const float g = own[head];
-            shared[head * kRowWarps + warp] = sum * (1.f - g * g);
-          });
+      backward_row<T, kV>(dy + start, through ? value + start : nullptr,
+                          dvalue == nullptr ? nullptr : dvalue + start, heads, per_head, lane,
+                          [=](int head) { return own[head]; },
+                          [=](int head, float sum) {
+                            const float g = own[head];
+                            shared[head * kRowWarps + warp] = sum * (1.f - g * g);
+                          });
     } else {
       for (int h = lane; h < heads; h += 32) shared[h * kRowWarps + warp] = 0.f;
     }
@@ -86,9 +150,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       store<T, kRowWarps>(dlogits + h * places + place, eight);
     }
     if (dhidden == nullptr) return;
-    if constexpr (kStaged) {
-      expand_mma<T>(shared, staged, weight, dhidden, rows, count, heads, width);
-    } else if constexpr (kVector && sizeof(T) == 2) {
+    if constexpr (kVector && sizeof(T) == 2) {
       expand_mma<T, W>(shared, weight, dhidden, rows, count, heads, width);
     } else {
       expand<T, W, kV>(shared, weight, dhidden, rows, count, heads, width);
@@ -96,15 +158,15 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   });
 }
 
-// Busy blocks: a tile of dweight. The others: zeros in rows of dhidden outside the mask. `dlogits` is
-// not __restrict__: its loads stay behind the wait for the kernel that writes it.
+// Busy blocks: a tile of dweight. The others: zeros in rows of dhidden outside the mask.
 template <class T, class W, bool kVector>
 __global__ void __launch_bounds__(kRowThreads, 2)
-    weight_kernel(const T *__restrict__ hidden, const uint8_t *__restrict__ mask, const T *dlogits,
-                  T *__restrict__ dhidden, W *__restrict__ dweight, int32_t tokens, int64_t places,
-                  int32_t heads, int32_t width, int32_t column_blocks, int32_t busy) {
+    weight_kernel(const T *__restrict__ hidden, const uint8_t *__restrict__ mask,
+                  const T *__restrict__ dlogits, T *__restrict__ dhidden, W *__restrict__ dweight,
+                  int32_t tokens, int64_t places, int32_t heads, int32_t width,
+                  int32_t column_blocks, int32_t busy) {
   using Sums = OuterSums<T, kVector>;
-  const int64_t role = overlapped_role(blockIdx.x, busy, gridDim.x);
+  const int64_t role = block_role(blockIdx.x, busy, gridDim.x);
   if (role < 0) {
     constexpr int kV = kVector ? kWide<T> : 1;
     each_other_row(mask, tokens, -1 - role, kZeroRows, [=](int64_t row) {
@@ -141,7 +203,6 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_backward_cuda(
   const auto width = static_cast<int32_t>(p.width);
   const bool need_values = p.dhidden != nullptr || need_weight;
 
-  bool overlap = false;
   const auto status = with_types(p.dtype, p.weight_dtype, [&](auto t, auto w) {
     using T = typename decltype(t)::type;
     using W = typename decltype(w)::type;
@@ -151,16 +212,12 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_backward_cuda(
                       (p.dhidden == nullptr ||
                        (p.width % kV == 0 && aligned16(p.dhidden) && aligned16(p.weight)));
     const int64_t busy = groups < kBusyBlocks ? groups : kBusyBlocks;
-    const size_t staged =
-        wide && sizeof(T) == 2 && std::is_same_v<T, W> ? StagedWeights<T>::kBytes : 0;
     const bool others = p.dvalue != nullptr || (p.dhidden != nullptr && !need_weight);
-    const auto kernel = wide ? rows_kernel<T, W, true> : rows_kernel<T, W, false>;
-    overlap = need_weight && tokens > 0 && can_overlap(kernel);  // all kernels are compiled alike
-    if (overlap) prefer_shared_memory(kernel);
     return launch({"projected_modality_gate_backward_rows_kernel",
                    dim3(busy + (others ? other_blocks(p.tokens, kCopyRows) : 0)),
-                   dim3(kRowThreads), staged + kRowWarps * p.heads * sizeof(float), p.stream},
-                  kernel, static_cast<const T *>(p.dy), static_cast<const T *>(p.value),
+                   dim3(kRowThreads), kRowWarps * p.heads * sizeof(float), p.stream},
+                  wide ? rows_kernel<T, W, true> : rows_kernel<T, W, false>,
+                  static_cast<const T *>(p.dy), static_cast<const T *>(p.value),
                   static_cast<const W *>(p.weight), p.mask, p.gate, static_cast<T *>(p.dvalue),
                   static_cast<T *>(p.dhidden), static_cast<T *>(need_weight ? p.dlogits : nullptr),
                   tokens, places, heads, static_cast<int32_t>(wide ? p.size / kV : p.size), width,
@@ -177,14 +234,11 @@ extern "C" mmadapt_cuda_status mmadapt_projected_modality_gate_backward_cuda(
     const int64_t column_blocks = (p.width + tile_columns - 1) / tile_columns;
     const int64_t busy = (p.heads + tile_heads - 1) / tile_heads * column_blocks;
     const int64_t others = p.dhidden == nullptr ? 0 : other_blocks(p.tokens, kZeroRows);
-    const auto kernel = wide ? weight_kernel<T, W, true> : weight_kernel<T, W, false>;
-    Launch how = {"projected_modality_gate_backward_weight_kernel", dim3(busy + others),
-                  dim3(kRowThreads), 0, p.stream};
-    how.overlap = overlap && busy > 0;
-    if (how.overlap) prefer_shared_memory(kernel);
-    return launch(how, kernel, static_cast<const T *>(p.hidden), p.mask,
-                  static_cast<const T *>(p.dlogits), static_cast<T *>(p.dhidden),
-                  static_cast<W *>(p.dweight), tokens, places, heads, width,
-                  static_cast<int32_t>(column_blocks), static_cast<int32_t>(busy));
+    return launch({"projected_modality_gate_backward_weight_kernel", dim3(busy + others),
+                   dim3(kRowThreads), 0, p.stream},
+                  wide ? weight_kernel<T, W, true> : weight_kernel<T, W, false>,
+                  static_cast<const T *>(p.hidden), p.mask, static_cast<const T *>(p.dlogits),
+                  static_cast<T *>(p.dhidden), static_cast<W *>(p.dweight), tokens, places, heads,
+                  width, static_cast<int32_t>(column_blocks), static_cast<int32_t>(busy));
   });
 }

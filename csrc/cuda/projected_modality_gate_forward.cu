@@ -15,10 +15,6 @@ namespace {
 
 constexpr int kBusyBlocks = 256;  // about two for each SM of an H100
 
-// Of the projection on tensor cores, in flight at a time; weights that are rounded take registers.
-template <class T, class W>
-constexpr int kSteps = std::is_same_v<T, W> ? 4 : 2;
-
 template <class T, class W, bool kVector>
 __global__ void __launch_bounds__(kRowThreads, 2)
     forward_kernel(const T *value, const T *__restrict__ hidden, const W *__restrict__ weight,
@@ -26,7 +22,6 @@ __global__ void __launch_bounds__(kRowThreads, 2)
                    int32_t tokens, int32_t heads, int32_t per_head, int32_t width, int32_t busy,
                    int32_t other_rows) {
   constexpr int kV = kVector ? kWide<T> : 1;
-  constexpr bool kMma = kVector && sizeof(T) == 2;
   __shared__ Gates gates;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int vectors = heads * per_head;
@@ -40,34 +35,24 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     return;
   }
   const int head_blocks = (heads + kGateHeads - 1) / kGateHeads;
-  // With few masked rows only the early blocks have work, and time is accesses that wait for one
-  // another: the first weights are on their way before the mask is read, values before the gates are
-  // known.
-  [[maybe_unused]] ProjectWeights<T, W, kMma ? kSteps<T, W> : 1> weights;
-  [[maybe_unused]] int held = role < kEarlyBlocks ? static_cast<int>(role) % head_blocks : -1;
-  if constexpr (kMma) {
-    if (held >= 0) weights.load(weight, held * kGateHeads, 0, heads, width);
-  }
   each_group(mask, tokens, static_cast<int>(role), busy, head_blocks,
              [&](const int32_t *rows, int count, int head_block, int64_t) {
-    const int first_head = head_block * kGateHeads;
-    const int here = min(kGateHeads, heads - first_head) * per_head;
-    const bool own_row = warp < count;
-    const int64_t start = (static_cast<int64_t>(rows[own_row ? warp : 0]) * vectors +
-                           static_cast<int64_t>(first_head) * per_head) * kV;
-    const float *own = gates[warp];
-    if constexpr (kMma) {
-      prefetch(value + start, own_row ? static_cast<int64_t>(here) * 16 : 0, lane, 32);
-      if (held != head_block) weights.load(weight, first_head, 0, heads, width);
-      held = -1;
-      project_mma(hidden, weight, weights, rows, count, first_head, heads, width, gates, gate);
-    } else {
-      project_exact<T, W, kV>(hidden, weight, rows, count, first_head, heads, width, gates, gate);
-    }
-    if (!own_row) return;
-    gate_row<T, kV, 8>(value + start, y + start, saved == nullptr ? nullptr : saved + start, here,
-                       per_head, lane, [=](int head) { return own[head]; });
-  });
+               const int first_head = head_block * kGateHeads;
+               if constexpr (kVector && sizeof(T) == 2) {
+                 project_mma(hidden, weight, rows, count, first_head, heads, width, gates, gate);
+               } else {
+                 project_exact<T, W, kV>(hidden, weight, rows, count, first_head, heads, width,
+                                         gates, gate);
+               }
+               if (warp >= count) return;
+               const int64_t start = (static_cast<int64_t>(rows[warp]) * vectors +
+                                      static_cast<int64_t>(first_head) * per_head) * kV;
+               const float *own = gates[warp];
+               gate_row<T, kV>(value + start, y + start,
+                               saved == nullptr ? nullptr : saved + start,
+                               min(kGateHeads, heads - first_head) * per_head, per_head, lane,
+                               [=](int head) { return own[head]; });
+             });
 }
 
 }  // namespace

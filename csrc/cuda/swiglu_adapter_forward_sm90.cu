@@ -27,7 +27,7 @@ mmadapt_swiglu_adapter_plan plan_of(int dim, int cluster, bool norm, int rows) {
 
 template <int MP, bool BACKWARD>
 mmadapt_swiglu_adapter_plan plan_of_rank(int dim, int cluster, bool norm, int rows) {
-  if constexpr (MP < 128) {
+  if constexpr (halves(MP) == 1) {
     if (rows == 256) return plan_of<Shape<MP, BACKWARD, 1, false>>(dim, cluster, norm, rows);
   }
   if (rows == 128) return plan_of<Shape<MP, BACKWARD, 2, false>>(dim, cluster, norm, rows);

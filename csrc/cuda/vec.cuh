@@ -65,17 +65,6 @@ __device__ __forceinline__ void store_word(void *to, uint16_t x) {
   *static_cast<uint16_t *>(to) = x;
 }
 
-// Asks for memory to come to the L2 cache, every 128 bytes by one of `threads` threads. It costs no
-// register and waits for nothing.
-__device__ __forceinline__ void prefetch(const void *from, int64_t bytes, int thread, int threads) {
-  const auto start = reinterpret_cast<uintptr_t>(from) / 128 * 128;
-  const auto end = reinterpret_cast<uintptr_t>(from) + bytes;
-#pragma unroll 1
-  for (uintptr_t at = start + 128 * thread; at < end; at += 128 * threads) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-  }
-}
-
 // `to`: in global memory.
 template <class T, int V>
 __device__ __forceinline__ void store(T *to, const Vec<T, V> &vec) {

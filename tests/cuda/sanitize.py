@@ -95,7 +95,7 @@ def projected_gates() -> Iterator[Problem]:
 
 
 def adapters() -> Iterator[Problem]:
-    shapes = [(1, 64, 16), (65, 256, 32), (193, 1032, 64), (130, 512, 128)]
+    shapes = [(1, 64, 16), (65, 256, 32), (131, 392, 64), (130, 512, 128)]
     for (tokens, dim, rank), (dtype, wide), experts, with_norm in itertools.product(
         shapes, DTYPES, (1, 2), (False, True)
     ):

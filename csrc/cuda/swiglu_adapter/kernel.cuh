@@ -128,12 +128,15 @@ struct Choice {
 
 // What a launch seems to take, in percent of a row of one chunk that passes a block. Fitted to what was
 // measured: waves count; within one wave nothing overlaps with the next tile; clusters of four leave some
-// multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory. That a ring of one stage
-// costs half as much again is a guess.
-inline int64_t cost_of(const Plan &p, int64_t waves, int padded_rank) {
+// multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory; where rows of a tile have
+// several experts the slowest of few tiles counts, forward more than backward. That a ring of one stage costs half
+// as much again is a guess.
+template <class S>
+int64_t cost_of(const Plan &p, int64_t waves) {
   const int64_t percent = 100 + (waves == 1 ? 8 : 0) + (p.cluster > 2 ? 10 : 0) +
-                          (p.rows == 256 ? 5 : 0) + (p.stages == 1 || p.weight_stages == 1 ? 50 : 0);
-  return waves * (p.chunks * (percent * p.rows + 10 * padded_rank) + 100 * 128);
+                          (p.rows == 256 ? 5 : 0) + (p.stages == 1 || p.weight_stages == 1 ? 50 : 0) +
+                          (S::ROUTED && !S::BACKWARD && p.rows == 64 ? 12 : 0);
+  return waves * (p.chunks * (percent * p.rows + 10 * S::MP) + 100 * 128);
 }
 
 template <class T, class S>
@@ -150,7 +153,7 @@ cudaError_t consider(Choice &best, const Arguments &a, int cluster, int rows) {
   if (error != cudaSuccess || clusters < 1) return error;
   const int64_t tiles = (a.tokens + plan.rows - 1) / plan.rows;
   const int64_t waves = (tiles + clusters - 1) / clusters;
-  const int64_t cost = cost_of(plan, waves, S::MP);
+  const int64_t cost = cost_of<S>(plan, waves);
   if (cost < best.cost) best = {kernel, plan, static_cast<int>(tiles < clusters ? tiles : clusters), cost};
   return cudaSuccess;
 }

@@ -71,7 +71,7 @@ cudaError_t consider_all(Choice &best, const Arguments &a, int only, int rows) {
   for (int cluster = 2; cluster <= kMaxCluster && error == cudaSuccess; cluster *= 2) {
     if (only == 0 ? cluster > kUsualCluster : cluster != only) continue;
     if (idles(cluster, a.dim)) continue;
-    if constexpr (MP < 128) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
+    if constexpr (halves(MP) == 1) error = consider<T, Shape<MP, BACKWARD, 1, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 2, ROUTED>>(best, a, cluster, rows);
     if (error == cudaSuccess) error = consider<T, Shape<MP, BACKWARD, 4, ROUTED>>(best, a, cluster, rows);
   }

@@ -17,15 +17,18 @@ constexpr int kMaxStages = 12;  // of a ring, and of all rings of one kind
 constexpr uint32_t kSharedLimit = 232448;  // bytes a block may have on sm_90
 constexpr uint32_t kFragment = 128 * 4;    // bytes of one register of every thread of a warpgroup
 
+// Warpgroups that divide the ranks of a row group among them, since one would read too many weights at a time.
+constexpr int halves(int padded_rank) { return padded_rank >= 64 ? 2 : 1; }
+
 // The tile table. MP: the rank, padded to 32, 64 or 128. SPLIT: warpgroups that share a row group: each has every
-// kDepths-th of its chunks of columns, in rings of its own (for MP = 128 two share them, each with half of the
-// ranks in stage 1 and half of the columns in stage 2).
+// kDepths-th of its chunks of columns, in rings of its own; from MP = 64 on two share them, each with half of the
+// ranks in stage 1 and half of the columns in stage 2.
 template <int MP_, bool BACKWARD_, int SPLIT_, bool ROUTED_>
 struct Shape {
   static constexpr int MP = MP_, SPLIT = SPLIT_;
   static constexpr bool BACKWARD = BACKWARD_, ROUTED = ROUTED_;  // ROUTED: rows have experts
   static constexpr int kRowGroups = kWarpgroups / SPLIT, kRows = kRowGroups * kGroupRows;
-  static constexpr int kHalves = MP == 128 ? 2 : 1;     // of the ranks
+  static constexpr int kHalves = halves(MP);            // of the ranks
   static constexpr int kDepths = SPLIT / kHalves;       // rings of each kind
   static constexpr int kColumns2 = kChunk / kHalves;    // of a chunk, in stage 2
   static constexpr int kHeld = MP / kHalves;            // ranks whose sums a warpgroup holds
