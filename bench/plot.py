@@ -388,7 +388,8 @@ def growth(groups: dict[tuple, Group]) -> Iterator[tuple[str, Figure]]:
             ("ms", "forward+backward, ms", lambda row: row["ms"]),
         ]
         panels = [p for p in wanted if sum(bool(r.get(p[0])) for r in group.rows) >= 3]
-        if not panels:
+        # One form alone, where the others failed, compares nothing.
+        if not panels or len({row["provider"] for row in group.rows if row.get("ms")}) < 2:
             continue
         figure, axes = _figure(3.9 * len(panels) + 1.0, 3.7, len(panels))
         for each, (quantity, label, value) in zip(axes, panels, strict=True):
@@ -409,7 +410,7 @@ def growth(groups: dict[tuple, Group]) -> Iterator[tuple[str, Figure]]:
             ticks = sorted({row["value"] for row in group.rows})
             each.set_xticks(ticks[:: max(1, len(ticks) // 6)])
             each.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: _count(int(v))))
-            each.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:.3g}"))
+            each.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: _number(v)))
             each.set_xlabel("tokens" if over == "tokens" else "adapters one after the other")
             each.set_title(label, fontsize=10, color=INK)
         axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)

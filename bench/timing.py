@@ -8,6 +8,7 @@ time, so that whatever drifts for longer than a call drifts for all.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -29,6 +30,10 @@ class GraphTimer:
     """Calls captured in one CUDA graph, timed by events around its replay."""
 
     def __init__(self, call: Callable[[int], object], slots: int, seconds: float = GRAPH_SECONDS):
+        # An autograd graph that only a cycle keeps alive, of a failed call for instance, holds the
+        # parameters' accumulators, which belong to the stream of that call: no backward could be
+        # captured.
+        gc.collect()
         # Of warm-up and captures alike: a backward runs on the stream of its forward.
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())

@@ -339,7 +339,20 @@ def growth(found: list[Run]) -> list[str]:
         *parts,
         f"Straight lines fitted to {BOTH} of the routed adapter behind its norm.",
         table(head, rows),
+        *growth_failures(found),
     ]
+
+
+def growth_failures(found: list[Run]) -> list[str]:
+    """What has no line because it failed."""
+    groups = records.newest(found, "growth", records.growth_key).values()
+    lines = [
+        f"- {row['provider']}, {row['value']:,} {row['over']}: {row['failed'].splitlines()[0]}"
+        for group in groups
+        for row in group.rows
+        if "failed" in row
+    ]
+    return ["Not measured, because it failed:", "\n".join(lines)] if lines else []
 
 
 def fsdp(found: list[Run]) -> list[str]:

@@ -17,6 +17,10 @@ TABLE = {
          "dim": [1024, 4096], "rank": [16, 64], "record": "cuda.json"},
         {"op": "swiglu_adapter", "backend": "cuda", "dtype": "bfloat16", "min_tokens": None,
          "rank": [65, 128]},
+        {"op": "swiglu_adapter", "backend": "cuda", "dtype": "float16", "min_tokens": 8,
+         "experts": [2, 4]},
+        {"op": "swiglu_adapter", "backend": "cuda", "dtype": "float16", "min_tokens": 16,
+         "norm": False},
         {"op": "modality_gate", "backend": "cuda", "dtype": "bfloat16", "min_tokens": 64,
          "dim": [256, 8192]},
     ],
@@ -28,15 +32,16 @@ def table(monkeypatch):
     monkeypatch.setattr(_crossovers, "measured", lambda: parse(TABLE))
 
 
-def adapter(tokens, dim, rank, dtype=torch.bfloat16):
+def adapter(tokens, dim, rank, dtype=torch.bfloat16, experts=2, norm=False):
     """What `unsupported` of the contract gets, without memory."""
     with torch.device("meta"):
-        x, gate = torch.empty(tokens, dim, dtype=dtype), torch.empty(2, rank, dim, dtype=dtype)
-        return x, gate, gate, gate.mT, None, None
+        x = torch.empty(tokens, dim, dtype=dtype)
+        gate = torch.empty(experts, rank, dim, dtype=dtype)
+        return x, gate, gate, gate.mT, None, x[0] if norm else None
 
 
-def reason(tokens, dim, rank, dtype=torch.bfloat16):
-    return not_worth_it("swiglu_adapter", "cuda", tokens, adapter(tokens, dim, rank, dtype))
+def reason(tokens, *sizes, **options):
+    return not_worth_it("swiglu_adapter", "cuda", tokens, adapter(tokens, *sizes, **options))
 
 
 def test_from_so_many_tokens_within_its_ranges(table):
@@ -47,12 +52,25 @@ def test_from_so_many_tokens_within_its_ranges(table):
 
 def test_cuda_needs_a_measurement(table):
     none = "no measurement says that it pays for torch.bfloat16, dim "
-    assert reason(8192, 1023, 16) == f"{none}1023, rank 16"
-    assert reason(8192, 4096, 15) == f"{none}4096, rank 15"
-    assert reason(8192, 4096, 64, torch.float16).startswith("no measurement")
+    assert reason(8192, 1023, 16, experts=1) == f"{none}1023, rank 16"
+    assert reason(8192, 4096, 15) == f"{none}4096, rank 15, 2 experts"
+    assert reason(8192, 4096, 64, torch.float32).startswith("no measurement")
     value = torch.empty(128, 2, 64, dtype=torch.bfloat16, device="meta")
     assert not_worth_it("modality_gate", "cuda", 128, (value,)) == f"{none}128"
     assert not_worth_it("modality_gate", "cuda", 128, (value.repeat(1, 2, 1),)) is None
+
+
+@pytest.mark.parametrize(
+    ("experts", "norm", "least"),
+    [(1, False, 16), (1, True, None), (2, True, 8), (4, False, 8), (5, False, 16), (5, True, None)],
+)
+def test_by_experts_and_norm(table, experts, norm, least):
+    sizes = {"dtype": torch.float16, "experts": experts, "norm": norm}
+    if least is None:
+        assert str(reason(64, 64, 8, **sizes)).endswith("behind a norm")
+    else:
+        assert reason(least, 64, 8, **sizes) is None
+        assert reason(least - 1, 64, 8, **sizes) is not None
 
 
 def test_a_null_names_the_record(table):
@@ -66,10 +84,11 @@ def test_other_backends_need_none(table):
 
 
 def test_extent():
-    assert extent("swiglu_adapter", adapter(3, 8, 5)) == (8, 5)
+    assert extent("swiglu_adapter", adapter(3, 8, 5)) == (8, 5, 2, False)
+    assert extent("swiglu_adapter", adapter(3, 8, 5, experts=1, norm=True)) == (8, 5, 1, True)
     x, factor_in = torch.empty(3, 8), torch.empty(5, 8)
-    assert extent("cp_linear", (x, [], [], factor_in)) == (8, 5)
-    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x)) == (14, 0)
+    assert extent("cp_linear", (x, [], [], factor_in)) == (8, 5, 1, False)
+    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x)) == (14, 0, 1, False)
 
 
 def test_the_shipped_file():

@@ -156,7 +156,8 @@ def test_flags_for_every_row():
         ((8192, 4096, 4096, 64), True),
         ((16384, 768, 768, 64), True),
         ((2048, 4096, 4096, 64), True),
-        ((1000, 4096, 8448, 128), False),  # not in idle time, and one unit's rows of x are long
+        ((1000, 4096, 8448, 64), False),  # not in idle time, and one unit's rows of x are long
+        ((8192, 4096, 4096, 128), False),
     ],
 )
 def test_where_z_is_work_of_the_gemm(sizes, expected):

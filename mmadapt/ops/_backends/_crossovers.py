@@ -1,8 +1,9 @@
 """Where a backend that could serve a call is not worth choosing: measured crossovers.
 
 `crossovers.json` holds entries by contract, backend and dtype. An entry may be limited to a range
-of `dim` (features of `x`, or of a token's values for the gates) and of `rank` (of the adapter or
-the factors), both ends included; the first that fits a call counts. Its `min_tokens`: the least
+of `dim` (features of `x`, or of a token's values for the gates), of `rank` (of the adapter or the
+factors) and of `experts`, both ends included, and by `norm` to adapters behind a fused norm or
+without; the first that fits a call counts. Its `min_tokens`: the least
 number of tokens from which the backend was never slower than those it would be preferred to, null
 where there was none. `record` names the measurement (default: the file's own). GPUs without
 measurements of their own use those of the H200.
@@ -15,7 +16,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -34,9 +35,31 @@ class Entry:
     record: str
     dim: tuple[int, int] = ANY
     rank: tuple[int, int] = ANY
+    experts: tuple[int, int] = ANY
+    norm: bool | None = None
 
-    def fits(self, dim: int, rank: int) -> bool:
-        return self.dim[0] <= dim <= self.dim[1] and self.rank[0] <= rank <= self.rank[1]
+    def fits(self, call: "Extent") -> bool:
+        return (
+            self.dim[0] <= call.dim <= self.dim[1]
+            and self.rank[0] <= call.rank <= self.rank[1]
+            and self.experts[0] <= call.experts <= self.experts[1]
+            and self.norm in (None, call.norm)
+        )
+
+
+class Extent(NamedTuple):
+    """What an entry asks of a call. A gate has rank 0."""
+
+    dim: int
+    rank: int
+    experts: int = 1
+    norm: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"dim {self.dim}", f"rank {self.rank}" if self.rank else ""]
+        parts.append(f"{self.experts} experts" if self.experts > 1 else "")
+        parts.append("behind a norm" if self.norm else "")
+        return ", ".join(part for part in parts if part)
 
 
 def parse(table: dict[str, Any]) -> dict[tuple[str, str, str], tuple[Entry, ...]]:
@@ -44,8 +67,9 @@ def parse(table: dict[str, Any]) -> dict[tuple[str, str, str], tuple[Entry, ...]
     found: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
     for entry in table["entries"]:
         key = (entry["op"], entry["backend"], f"torch.{entry['dtype']}")
-        ranges = {name: tuple(entry[name]) for name in ("dim", "rank") if name in entry}
-        parsed = Entry(entry["min_tokens"], entry.get("record", table["record"]), **ranges)
+        limits = {n: tuple(entry[n]) for n in ("dim", "rank", "experts") if n in entry}
+        limits |= {n: entry[n] for n in ("norm",) if n in entry}
+        parsed = Entry(entry["min_tokens"], entry.get("record", table["record"]), **limits)
         found[key] = (*found.get(key, ()), parsed)
     return found
 
@@ -57,15 +81,15 @@ def measured() -> dict[tuple[str, str, str], tuple[Entry, ...]]:
     return parse(json.loads(path.read_text(encoding="utf-8")))
 
 
-def extent(op: str, args: tuple[Any, ...]) -> tuple[int, int]:
-    """`dim` and `rank` of a call; a gate has rank 0."""
+def extent(op: str, args: tuple[Any, ...]) -> Extent:
     match op:
-        case "swiglu_adapter":  # x, gate [E, m, d]
-            return args[0].shape[1], args[1].shape[1]
+        case "swiglu_adapter":  # x, gate [E, m, d], down, up, expert, norm_weight
+            experts, rank, dim = args[1].shape
+            return Extent(dim, rank, experts, args[5] is not None)
         case "cp_linear":  # x, weights, biases, factor_in [R, d]
-            return args[0].shape[1], args[3].shape[0]
+            return Extent(args[0].shape[1], args[3].shape[0])
         case _:  # value [T, H, h]
-            return args[0].shape[1] * args[0].shape[2], 0
+            return Extent(args[0].shape[1] * args[0].shape[2], 0)
 
 
 def not_worth_it(op: str, backend: str, tokens: int, args: tuple[object, ...]) -> str | None:
@@ -76,16 +100,15 @@ def not_worth_it(op: str, backend: str, tokens: int, args: tuple[object, ...]) -
         if backend == "triton" and first.device.type == "cpu":
             return "on CPU tensors it runs in Triton's interpreter, for tests only"
         entries = measured().get((op, backend, str(first.dtype)), ())
-        dim, rank = extent(op, args) if entries or backend in MEASURED_ONLY else (0, 0)
-        entry = next((e for e in entries if e.fits(dim, rank)), None)
+        call = extent(op, args) if entries or backend in MEASURED_ONLY else Extent(0, 0)
+        entry = next((e for e in entries if e.fits(call)), None)
         if entry is not None:
             least = entry.min_tokens
             if least is None:
                 other = "another backend" if backend in MEASURED_ONLY else "the reference backend"
                 return f"in {first.dtype} {other} was faster at some measured size ({entry.record})"
         elif backend in MEASURED_ONLY:
-            size = f"dim {dim}, rank {rank}" if rank else f"dim {dim}"
-            return f"no measurement says that it pays for {first.dtype}, {size}"
+            return f"no measurement says that it pays for {first.dtype}, {call}"
     if tokens < least:
         return f"{tokens} tokens are below its crossover of {least}"
     return None

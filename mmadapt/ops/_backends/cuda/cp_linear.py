@@ -61,8 +61,12 @@ def prefers_fused(tokens: int, dim_in: int, dim_out: int, rank: int) -> bool:
 
     Where it fits into time in which multiprocessors have no tile, it is free. Elsewhere every round
     of units costs a read of 256 rows by two multiprocessors, however few rows there are, and the
-    kernel before, which splits d_in, a launch and a read of x. Reckoned for an H200, not measured.
+    kernel before, which splits d_in, a launch and a read of x. On an H200 it was faster at d=4096
+    from 2,048 tokens on, as fast at d=768, and slower beyond 64 ranks (bench/NOTES.md); the sums in
+    between are reckoned.
     """
+    if rank > 64:
+        return False
     units, _, hidden = _C.cuda.cp_linear_plan_fused(tokens, dim_out, rank)
     rounds = -(-units // (MULTIPROCESSORS // 2))
     unit_us, kernel_us = 1 + dim_in * 4.6e-3, 3 + tokens * dim_in * 0.6e-6
