@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmadapt.ops._backends import _REGISTRY, _crossovers
 from mmadapt.ops._backends._crossovers import extent, measured, not_worth_it, parse
@@ -73,6 +74,17 @@ def test_by_experts_and_norm(table, experts, norm, least):
         assert reason(least - 1, 64, 8, **sizes) is not None
 
 
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), True), ((8, 0), False)])
+def test_cuda_only_on_hopper(table, monkeypatch, capability, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(_crossovers, "_is_hopper", _crossovers._is_hopper.__wrapped__)
+    with FakeTensorMode():
+        x = torch.empty(512, 1024, dtype=torch.bfloat16, device="cuda")
+        gate = torch.empty(2, 16, 1024, dtype=torch.bfloat16, device="cuda")
+        said = not_worth_it("swiglu_adapter", "cuda", 512, (x, gate, gate, gate.mT, None, None))
+    assert said == (None if chosen else "its kernels were measured on Hopper GPUs only")
+
+
 def test_a_null_names_the_record(table):
     assert reason(8192, 64, 128) == (
         "in torch.bfloat16 another backend was faster at some measured size (whole.json)"
@@ -84,11 +96,21 @@ def test_other_backends_need_none(table):
 
 
 def test_extent():
-    assert extent("swiglu_adapter", adapter(3, 8, 5)) == (8, 5, 2, False)
-    assert extent("swiglu_adapter", adapter(3, 8, 5, experts=1, norm=True)) == (8, 5, 1, True)
+    assert extent("swiglu_adapter", adapter(3, 8, 5)) == (8, 5, 2, False, False)
+    assert extent("swiglu_adapter", adapter(3, 8, 5, experts=1, norm=True)) == (
+        8,
+        5,
+        1,
+        True,
+        False,
+    )
     x, factor_in = torch.empty(3, 8), torch.empty(5, 8)
-    assert extent("cp_linear", (x, [], [], factor_in)) == (8, 5, 1, False)
-    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x)) == (14, 0, 1, False)
+    vector, matrix = torch.empty(5), torch.empty(5, 5)
+    for modes, dense in (([vector], False), ([vector, matrix], True)):
+        found = extent("cp_linear", (x, [], [], factor_in, None, modes))
+        assert found == (8, 5, 1, False, dense)
+        assert ("mode matrices" in str(found)) == dense
+    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x))[:2] == (14, 0)
 
 
 def test_the_shipped_file():
