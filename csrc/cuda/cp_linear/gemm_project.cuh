@@ -154,7 +154,7 @@ __device__ __forceinline__ int make_cores(const Arguments &a, const Barriers<COL
                                           Ring<stages(COLUMNS)> &ring) {
   for (;;) {
     hopper::barrier_wait(barriers.full(ring.slot), ring.parity);
-    const int said = hopper::uniform(hopper::load_shared_word(mail.said(ring.slot)));
+    const int said = hopper::uniform(static_cast<int>(hopper::load_shared_word(mail.said(ring.slot))));
     release(ring.slot);
     ring.advance();
     if (said < 0) return ~said;

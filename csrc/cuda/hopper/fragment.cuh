@@ -96,13 +96,13 @@ __device__ __forceinline__ void store_shared_words(uint32_t address, uint4 v) {
 __device__ __forceinline__ void store_shared2(uint32_t address, float2 v) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory");
 }
-__device__ __forceinline__ int load_shared_word(uint32_t address) {
-  int v;
-  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
   return v;
 }
-__device__ __forceinline__ void store_shared_word(uint32_t address, int v) {
-  asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+__device__ __forceinline__ void store_shared_word(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 
 }  // namespace mmadapt::hopper

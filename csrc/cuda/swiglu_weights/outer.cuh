@@ -52,15 +52,6 @@ struct Share {
   }
 };
 
-__device__ __forceinline__ uint32_t load_word(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-  return value;
-}
-__device__ __forceinline__ void store_word(uint32_t address, uint32_t value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
 // Boxes of `columns` columns from `first` on that hold any of the `total`; the others stay as they are, as
 // nobody reads what is made of them.
 __device__ __forceinline__ int boxes_inside(int total, int first, int columns, int most) {
@@ -138,7 +129,7 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const Ring &ring,
       if (counted == 0) continue;
       if (lane == 0) {
         barrier_wait(ring.empty(slot.stage), slot.parity ^ 1);
-        store_word(ring.counted(slot.stage), counted);
+        store_shared_word(ring.counted(slot.stage), counted);
         load_tile<R>(a, ring, slot, share.column, share.token(first + i), policy);
       }
       __syncwarp();
@@ -147,7 +138,7 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const Ring &ring,
   }
   if (lane == 0) {
     barrier_wait(ring.empty(slot.stage), slot.parity ^ 1);
-    store_word(ring.counted(slot.stage), 0);
+    store_shared_word(ring.counted(slot.stage), 0);
     barrier_arrive(ring.full(slot.stage));
   }
 }
@@ -207,7 +198,7 @@ __device__ __forceinline__ void sum_tiles(Sums<R> &sums, const Ring &ring, int w
   uint32_t give_back = 0;  // the barrier of the stage before
   while (true) {
     barrier_wait(ring.full(slot.stage), slot.parity);
-    const uint32_t counted = uniform(load_word(ring.counted(slot.stage)));
+    const uint32_t counted = uniform(load_shared_word(ring.counted(slot.stage)));
     if (counted == 0) break;
     const uint32_t stage = ring.stage(slot.stage);
     if (counted != kEveryToken) {
