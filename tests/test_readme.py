@@ -83,13 +83,30 @@ def test_gpu_table_holds_the_newest_measurement_of_every_goal(update, tmp_path):
     write("d.jsonl", gpu_run("2026-12-03", adapter=None))
     text = update.gpu_table(tmp_path)
     first, block, second, third = text.splitlines()[2:6]
+    nothing = " - | - | - |"
     assert block.startswith("| block |") and "1.25 x" in block
     assert "| adapter | 8192 x 4096 | forward, over a copy of x | 1.50 x |" in first
-    assert first.endswith("| at most 1.65 x | yes |")
-    assert second.endswith("| 2.00 x | at most 1.65 x | no |")
-    assert third.endswith("| - | at most 1.65 x | not measured |")
+    assert first.endswith("| ≤ 1.65 x | yes |" + nothing)
+    assert second.endswith("| 2.00 x | ≤ 1.65 x | no |" + nothing)
+    assert third.endswith("| - | ≤ 1.65 x | not measured |" + nothing)
     assert "4.20 TB/s" in text and "up to 1.2 %" in text
     assert "a.jsonl" in text and "b.jsonl" in text and "d.jsonl" not in text
+
+
+def test_gpu_table_has_both_backends_in_a_row(update, tmp_path):
+    run = gpu_run("2026-12-01", adapter=1.5)
+    cuda = run[-1] | {
+        "goal": "CUDA: " + run[-1]["goal"],
+        "measured": 1.4,
+        "bound": 1.3,
+        "met": False,
+    }
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*run, cuda])) + "\n")
+    rows = [line for line in update.gpu_table(tmp_path).splitlines() if "adapter" in line]
+    assert rows == [
+        "| adapter | 8192 x 4096 | forward, over a copy of x "
+        "| 1.50 x | ≤ 1.65 x | yes | 1.40 x | ≤ 1.3 x | no |"
+    ]
 
 
 def test_linked_files_exist():
