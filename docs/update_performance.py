@@ -346,12 +346,10 @@ def growth(found: list[Run]) -> list[str]:
 def growth_failures(found: list[Run]) -> list[str]:
     """What has no line because it failed."""
     groups = records.newest(found, "growth", records.growth_key).values()
-    lines = [
-        f"- {row['provider']}, {row['value']:,} {row['over']}: {row['failed'].splitlines()[0]}"
-        for group in groups
-        for row in group.rows
-        if "failed" in row
-    ]
+    lines = []
+    for row in (row for group in groups for row in group.rows if "failed" in row):
+        error, _, _ = row["failed"].partition("\n")
+        lines.append(f"- {row['provider']}, {row['value']:,} {row['over']}: {error}")
     return ["Not measured, because it failed:", "\n".join(lines)] if lines else []
 
 

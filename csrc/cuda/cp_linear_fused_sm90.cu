@@ -46,12 +46,15 @@ mmadapt_cp_linear_gemm_sm90 gemm_of(const mmadapt_cp_linear_fused_sm90 &p) {
 
 const char *refusal(const mmadapt_cp_linear_fused_sm90 &p) {
   if (p.rank < 8) return "rank: expected 8 or more";
+  for (const void *pointer : {p.x, p.weight, p.factor_in, p.factor_out, static_cast<const void *>(p.z),
+                              static_cast<const void *>(p.core), static_cast<const void *>(p.y),
+                              static_cast<const void *>(p.words)}) {
+    if (!aligned16(pointer)) {
+      return "x, weight, factor_in, factor_out, z, core, y, words: expected addresses at multiples of 16";
+    }
+  }
   if (const char *reason = gemm_refusal(gemm_of(p))) return reason;
   if (const char *reason = cores_refusal(p)) return reason;
-  for (const void *pointer : {p.factor_in, static_cast<const void *>(p.z),
-                              static_cast<const void *>(p.words)}) {
-    if (!aligned16(pointer)) return "factor_in, z, words: expected addresses at multiples of 16";
-  }
   if (p.words_size < projection_words(p.tokens)) return "words_size: fewer than fused_words(tokens)";
   return nullptr;
 }

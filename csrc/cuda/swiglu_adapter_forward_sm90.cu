@@ -47,6 +47,7 @@ mmadapt_swiglu_adapter_plan plan_of_direction(int dim, int rank, bool norm, int 
 extern "C" mmadapt_swiglu_adapter_plan mmadapt_swiglu_adapter_plan_sm90(int32_t dim, int32_t rank,
                                                                         int32_t norm, int32_t backward,
                                                                         int32_t cluster, int32_t rows) {
+  if (cluster < 2) return {0, 0, 0};
   return backward != 0 ? swiglu::plan_of_direction<true>(dim, rank, norm != 0, cluster, rows)
                        : swiglu::plan_of_direction<false>(dim, rank, norm != 0, cluster, rows);
 }

@@ -121,11 +121,12 @@ def adapters() -> Iterator[Problem]:
 
 def cp_linears() -> Iterator[Problem]:
     shapes = [(1, 64, 64, 16), (65, 256, 192, 32), (193, 1032, 520, 64)]
-    # Mode matrix, setting gemm, setting fused, more ranks (fused: padded to 128 instead of 64).
-    ways = [(0, 0, 0, 0), (0, 1, 0, 0), (0, 1, 1, 0), (0, 1, 1, 64), (1, 0, 0, 0), (1, 1, 0, 0)]
-    for (tokens, dim, out, rank), (dtype, wide), (dense, gemm, fused, more) in itertools.product(
-        shapes, DTYPES, ways
-    ):
+    # Mode matrix, settings gemm, fused and tile, more ranks (fused: padded to 128 instead of 64).
+    ways = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0)]
+    ways += [(dense, 1, 0, tile, 0) for dense, tile in ((0, 128), (1, 192), (0, 256))]
+    ways += [(0, 1, 1, tile, more) for tile in (128, 192, 256) for more in (0, 64)]
+    for (tokens, dim, out, rank), (dtype, wide), way in itertools.product(shapes, DTYPES, ways):
+        dense, gemm, fused, tile, more = way
         rank += more
         weight, bias = draw(out, dim, dtype=dtype), draw(out, dtype=dtype)
         leaves = [activations(tokens, dim, dtype=dtype), draw(rank, dim, dtype=wide)]
@@ -135,15 +136,15 @@ def cp_linears() -> Iterator[Problem]:
             return cp_linear(x, weight, bias, factor_in, factor_out, mode, backend=backend)
 
         label = f"{tokens}x{dim}x{out}x{rank} {dtype} {wide} dense={dense} gemm={gemm}"
-        label += f" fused={fused}"
+        label += f" fused={fused} tile={tile}"
         yield label, leaves, [weight, bias], call
 
 
 PROBLEMS = {
     "modality_gate": gates,
     "projected_modality_gate": projected_gates,
-    "swiglu_adapter": adapters,
     "cp_linear": cp_linears,
+    "swiglu_adapter": adapters,  # last, as racecheck and initcheck take longest with it
 }
 
 
@@ -171,6 +172,7 @@ def run(op: str, every: int) -> tuple[int, int, list[str]]:
         print(f"{op} {label}", end="", flush=True)  # a fault that ends the process has a name
         # cp_linear: the GEMM here, with or without z, or cuBLAS, always chosen for so few rows.
         way = {"gemm": int("gemm=1" in label), "fused": int("fused=1" in label)}
+        way["tile"] = int(label.partition("tile=")[2] or 0)
         try:
             with override({"cp_linear.cuda": way, "cp_linear.cuda_backward": way}):
                 actual = results(call, leaves, others, dy, "cuda")

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmadapt.ops._backends import _REGISTRY, _crossovers
-from mmadapt.ops._backends._crossovers import extent, measured, not_worth_it, parse
+from mmadapt.ops._backends._crossovers import Extent, extent, measured, not_worth_it, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {
@@ -74,15 +74,14 @@ def test_by_experts_and_norm(table, experts, norm, least):
         assert reason(least - 1, 64, 8, **sizes) is not None
 
 
-@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), True), ((8, 0), False)])
-def test_cuda_only_on_hopper(table, monkeypatch, capability, chosen):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(_crossovers, "_is_hopper", _crossovers._is_hopper.__wrapped__)
+@pytest.mark.parametrize("lacks", [None, "compute capability 8.0, needs 9.0"])
+def test_cuda_only_with_the_kernels_that_were_measured(table, monkeypatch, lacks):
+    monkeypatch.setattr(_crossovers, "_not_as_measured", lambda device: lacks)
     with FakeTensorMode():
         x = torch.empty(512, 1024, dtype=torch.bfloat16, device="cuda")
         gate = torch.empty(2, 16, 1024, dtype=torch.bfloat16, device="cuda")
         said = not_worth_it("swiglu_adapter", "cuda", 512, (x, gate, gate, gate.mT, None, None))
-    assert said == (None if chosen else "its kernels were measured on Hopper GPUs only")
+    assert said == (lacks and f"only its kernels for sm_90a were measured: {lacks}")
 
 
 def test_a_null_names_the_record(table):
@@ -96,21 +95,19 @@ def test_other_backends_need_none(table):
 
 
 def test_extent():
-    assert extent("swiglu_adapter", adapter(3, 8, 5)) == (8, 5, 2, False, False)
-    assert extent("swiglu_adapter", adapter(3, 8, 5, experts=1, norm=True)) == (
-        8,
-        5,
-        1,
-        True,
-        False,
-    )
-    x, factor_in = torch.empty(3, 8), torch.empty(5, 8)
+    assert extent("swiglu_adapter", adapter(3, 8, 5)) == Extent(8, 5, experts=2)
+    found = extent("swiglu_adapter", adapter(3, 8, 5, experts=1, norm=True))
+    assert found == Extent(8, 5, norm=True)
+    x, *rest = adapter(3, 8, 5)
+    assert extent("swiglu_adapter", (x.half(), *rest)) == Extent(8, 5, experts=2, wide=True)
+    x, factor_in, factor_out = torch.empty(3, 8), torch.empty(5, 8), torch.empty(7, 5)
     vector, matrix = torch.empty(5), torch.empty(5, 5)
     for modes, dense in (([vector], False), ([vector, matrix], True)):
-        found = extent("cp_linear", (x, [], [], factor_in, None, modes))
-        assert found == (8, 5, 1, False, dense)
-        assert ("mode matrices" in str(found)) == dense
-    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x))[:2] == (14, 0)
+        found = extent("cp_linear", (x, [], [], factor_in, factor_out, modes))
+        assert found == Extent(8, 5, 7, dense=dense)
+    found = extent("cp_linear", (x.half(), [], [], factor_in, factor_out, [matrix]))
+    assert str(found) == "dim 8, dim_out 7, rank 5, mode matrices, fp32 weights"
+    assert extent("projected_modality_gate", (torch.empty(3, 2, 7), x)) == Extent(14, 0)
 
 
 def test_the_shipped_file():

@@ -82,9 +82,9 @@ def test_a_launch_without_a_gpu_names_its_arguments(name, kernel, text):
         ("fused", 6, 2, "bias_dtype: expected dtype or fp32"),
         ("fused", 8, 1, "seeds: absent, with dropout"),
         ("fused", 12, 64, "tile: expected 0, 128, 192 or 256"),
-        ("fused", 17, 8, "left, right: expected addresses"),
-        ("fused", 18, 8, "factor_in, z, words: expected addresses"),
-        ("fused", 33, 8, "factor_in, z, words: expected addresses"),
+        ("fused", 17, 8, "x, weight, factor_in, .*: expected addresses"),
+        ("fused", 18, 8, "factor_in, factor_out, z, core, y, words: expected addresses"),
+        ("fused", 33, 8, "factor_in, factor_out, z, core, y, words: expected addresses"),
         ("fused", 34, 33, "words_size: fewer than fused_words"),
         ("pack", 0, 12, "expected multiples of 8"),
         ("pack", 2, 0, "dtype: expected bf16 or fp16"),
@@ -144,10 +144,11 @@ def test_every_unit_is_in_one_parcel():
 
 
 def test_flags_for_every_row():
-    """A cache line for the counter, then one word for each 128 rows of every pair of blocks."""
-    words = {tokens: 32 + 2 * -(-tokens // 256) for tokens in (1, 128, 129, 256, 257, 2**30)}
-    for tokens, expected in words.items():
-        assert backend._C.cuda.cp_linear_fused_words(tokens) == expected
+    """Behind the counter's cache line, also for the rows that only fill a pair of blocks."""
+    for tokens in (1, 128, 129, 256, 257, 8192, 2**30):
+        units, _, _ = backend._C.cuda.cp_linear_plan_fused(tokens, 4096, 64)
+        last = 2 * units - 1 if tokens > 128 else 0
+        assert 32 + last < backend._C.cuda.cp_linear_fused_words(tokens) <= 32 + last + 2
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_more_units_than_clusters(sizes):
 
 @pytest.mark.parametrize("streams", gpu((2,), (6,)))
 def test_z_within_gemms_on_several_streams_at_once(streams):
-    """Each holds a part of the GPU, with blocks that wait for others of the same kernel."""
+    """Their blocks wait for others of the same kernel; here few of them share the GPU at a time."""
     cases = [Case(4096, (256, 768, 64), 1, (False,), BF16, bias=False) for _ in range(streams)]
 
     def step(case):

@@ -2,7 +2,7 @@
 //
 //   unit     z and the cores of a cluster's rows (128 a block): a tile whose `right` is factor_in
 //   parcel   the units that one cluster does, of all of which there are fewer than clusters where z hides
-//            (choose_parcels)
+//            (plan_fused)
 //
 // Clusters take numbers from a counter. Below the number of parcels it stands for a parcel, after which the
 // cluster takes another one; what lies beyond says which tiles are the cluster's. So those that had a parcel

@@ -129,14 +129,13 @@ struct Choice {
 // What a launch seems to take, in percent of a row of one chunk that passes a block. Fitted to what was
 // measured: waves count; within one wave nothing overlaps with the next tile; clusters of four leave some
 // multiprocessors idle; tiles of 256 rows keep the least of their rows in shared memory; where rows of a tile have
-// several experts the slowest of few tiles counts, forward more than backward; two inputs leave large tiles too
-// few stages. That a ring of one stage costs half as much again is a guess.
+// several experts the slowest of few tiles counts in the forward. That a ring of one stage costs half as much
+// again is a guess.
 template <class S>
 int64_t cost_of(const Plan &p, int64_t waves) {
   const int64_t percent = 100 + (waves == 1 ? 8 : 0) + (p.cluster > 2 ? 10 : 0) +
                           (p.rows == 256 ? 5 : 0) + (p.stages == 1 || p.weight_stages == 1 ? 50 : 0) +
-                          (S::ROUTED && !S::BACKWARD && p.rows == 64 ? 12 : 0) +
-                          (p.inputs == 2 && p.rows > 64 && S::MP == 32 ? 15 : 0);
+                          (S::ROUTED && !S::BACKWARD && p.rows == 64 ? 12 : 0);
   return waves * (p.chunks * (percent * p.rows + 10 * S::MP) + 100 * 128);
 }
 

@@ -88,7 +88,7 @@ mmadapt_cuda_status launch_rank(Arguments &a, const mmadapt_swiglu_adapter_gpu &
                           ? consider_all<T, MP, BACKWARD, false>(best, a, p.cluster, p.rows)
                           : consider_all<T, MP, BACKWARD, true>(best, a, p.cluster, p.rows);
   if (error == cudaSuccess && best.kernel == nullptr) {
-    return bad_argument("rows, rank, cluster: no such tile fits into shared memory");
+    return bad_argument("rows, rank, cluster: no such tile, or it does not fit into shared memory");
   }
   a.plan = best.plan;
   if (error == cudaSuccess) error = row_tiles(&a.input, rows.input, a.tokens, a.dim, best.plan.rows);

@@ -1,13 +1,14 @@
 """Where a backend that could serve a call is not worth choosing: measured crossovers.
 
-`crossovers.json` holds entries by contract, backend and dtype. An entry may be limited to a range
-of `dim` (features of `x`, or of a token's values for the gates), of `rank` (of the adapter or the
-factors) and of `experts`, both ends included, by `norm` to adapters behind a fused norm or without,
-and by `dense` to factored linears with a mode matrix among their modes or without; the first that
-fits a call counts. Its `min_tokens`: the least number of tokens from which the backend was never
-slower than those it would be preferred to, null where there was none. `record` names the
-measurement (default: the file's own). GPUs without measurements of their own use those of the
-H200, but for "cuda".
+`crossovers.json` holds entries by contract, backend and dtype. An entry may be limited to some
+calls (`Extent`): to ranges, both ends included, of `dim` (features of `x`, or of a token's
+values for the gates), `dim_out` (of a factored linear), `rank` (of the adapter or the factors) and
+`experts`; and by `norm` (fused or not), `dense` (a mode matrix among the modes or none) and `wide`
+(trained weights in fp32 beside 16-bit activations or not). The first that fits a call counts. Its
+`min_tokens`: the least number of tokens from which the backend was never slower than those it would
+be preferred to, null where there was none. `record` names the measurement (default: the file's
+own). GPUs without measurements of their own use those of the H200; with "cuda" those of its compute
+capability alone.
 
 Without an entry that fits, a backend is chosen whatever the size; but not "cuda", which stands
 before Triton only where a measurement says so.
@@ -26,47 +27,45 @@ MIN_TOKENS: dict[tuple[str, str], int] = {("swiglu_adapter", "cpu"): 1}
 """For backends that are not in the file; the C++ one's is a guess."""
 
 MEASURED_ONLY = {"cuda"}
-"""Backends that are chosen only where an entry of the file says so, and on Hopper GPUs alone: what
-serves older ones are other kernels, which nobody has measured there."""
+"""Backends that are chosen only where an entry of the file says so, and only with the kernels that
+were measured: others serve older GPUs."""
 
-ANY = (0, 2**63)
+
+class Extent(NamedTuple):
+    """What an entry may ask of a call. A gate has rank 0, and only cp_linear a dim_out."""
+
+    dim: int
+    rank: int
+    dim_out: int = 0
+    experts: int = 1
+    norm: bool = False
+    dense: bool = False
+    wide: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"dim {self.dim}"]
+        parts += [f"dim_out {self.dim_out}"] if self.dim_out else []
+        parts += [f"rank {self.rank}"] if self.rank else []
+        parts += [f"{self.experts} experts"] if self.experts > 1 else []
+        parts += ["behind a norm"] if self.norm else []
+        parts += ["mode matrices"] if self.dense else []
+        parts += ["fp32 weights"] if self.wide else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Entry:
     min_tokens: int | None
     record: str
-    dim: tuple[int, int] = ANY
-    rank: tuple[int, int] = ANY
-    experts: tuple[int, int] = ANY
-    norm: bool | None = None
-    dense: bool | None = None
+    limits: tuple[tuple[str, Any], ...] = ()
+    """Names of `Extent`'s fields with a range of numbers or a truth value."""
 
-    def fits(self, call: "Extent") -> bool:
-        return (
-            self.dim[0] <= call.dim <= self.dim[1]
-            and self.rank[0] <= call.rank <= self.rank[1]
-            and self.experts[0] <= call.experts <= self.experts[1]
-            and self.norm in (None, call.norm)
-            and self.dense in (None, call.dense)
-        )
-
-
-class Extent(NamedTuple):
-    """What an entry asks of a call. A gate has rank 0."""
-
-    dim: int
-    rank: int
-    experts: int = 1
-    norm: bool = False
-    dense: bool = False
-
-    def __str__(self) -> str:
-        parts = [f"dim {self.dim}", f"rank {self.rank}" if self.rank else ""]
-        parts.append(f"{self.experts} experts" if self.experts > 1 else "")
-        parts.append("behind a norm" if self.norm else "")
-        parts.append("mode matrices" if self.dense else "")
-        return ", ".join(part for part in parts if part)
+    def fits(self, call: Extent) -> bool:
+        for name, limit in self.limits:
+            value = getattr(call, name)
+            if not (value is limit if isinstance(limit, bool) else limit[0] <= value <= limit[1]):
+                return False
+        return True
 
 
 def parse(table: dict[str, Any]) -> dict[tuple[str, str, str], tuple[Entry, ...]]:
@@ -74,9 +73,8 @@ def parse(table: dict[str, Any]) -> dict[tuple[str, str, str], tuple[Entry, ...]
     found: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
     for entry in table["entries"]:
         key = (entry["op"], entry["backend"], f"torch.{entry['dtype']}")
-        limits = {n: tuple(entry[n]) for n in ("dim", "rank", "experts") if n in entry}
-        limits |= {n: entry[n] for n in ("norm", "dense") if n in entry}
-        parsed = Entry(entry["min_tokens"], entry.get("record", table["record"]), **limits)
+        limits = tuple((name, entry[name]) for name in Extent._fields if name in entry)
+        parsed = Entry(entry["min_tokens"], entry.get("record", table["record"]), limits)
         found[key] = (*found.get(key, ()), parsed)
     return found
 
@@ -89,20 +87,27 @@ def measured() -> dict[tuple[str, str, str], tuple[Entry, ...]]:
 
 
 def extent(op: str, args: tuple[Any, ...]) -> Extent:
+    first = args[0]
     match op:
         case "swiglu_adapter":  # x, gate [E, m, d], down, up, expert, norm_weight
             experts, rank, dim = args[1].shape
-            return Extent(dim, rank, experts, args[5] is not None)
-        case "cp_linear":  # x, weights, biases, factor_in [R, d], factor_out, modes [R] or [R, R]
-            dense = any(mode.ndim == 2 for mode in args[5])
-            return Extent(args[0].shape[1], args[3].shape[0], dense=dense)
+            wide = args[1].dtype != first.dtype
+            return Extent(dim, rank, experts=experts, norm=args[5] is not None, wide=wide)
+        case "cp_linear":  # x, weights, biases, factor_in [R, d], factor_out [d_out, R], modes
+            _, _, _, factor_in, factor_out, modes = args
+            dense = any(mode.ndim == 2 for mode in modes)
+            wide = factor_in.dtype != first.dtype
+            rank, dim = factor_in.shape
+            return Extent(dim, rank, factor_out.shape[0], dense=dense, wide=wide)
         case _:  # value [T, H, h]
-            return Extent(args[0].shape[1] * args[0].shape[2], 0)
+            return Extent(first.shape[1] * first.shape[2], 0)
 
 
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
+def _not_as_measured(device: torch.device) -> str | None:
+    """Why the kernels that were measured, those for sm_90a, do not serve this GPU, or None."""
+    from mmadapt.ops._backends.cuda._launch import unsupported_gpu  # loaded with its backends
+
+    return unsupported_gpu(device.index, hopper=True)
 
 
 def not_worth_it(op: str, backend: str, tokens: int, args: tuple[object, ...]) -> str | None:
@@ -112,8 +117,10 @@ def not_worth_it(op: str, backend: str, tokens: int, args: tuple[object, ...]) -
     if isinstance(first, Tensor):
         if backend == "triton" and first.device.type == "cpu":
             return "on CPU tensors it runs in Triton's interpreter, for tests only"
-        if backend in MEASURED_ONLY and first.is_cuda and not _is_hopper(first.device):
-            return "its kernels were measured on Hopper GPUs only"
+        if backend in MEASURED_ONLY and first.is_cuda:
+            reason = _not_as_measured(first.device)
+            if reason is not None:
+                return f"only its kernels for sm_90a were measured: {reason}"
         entries = measured().get((op, backend, str(first.dtype)), ())
         call = extent(op, args) if entries or backend in MEASURED_ONLY else Extent(0, 0)
         entry = next((e for e in entries if e.fits(call)), None)

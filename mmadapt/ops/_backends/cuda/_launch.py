@@ -84,11 +84,12 @@ def unsupported_device(
         return f"{name} is on {tensor.device}, expected cuda"
     if torch.version.cuda is None:
         return "this torch is not built with CUDA"
-    return _unsupported_gpu(tensor.device.index, hopper)
+    return unsupported_gpu(tensor.device.index, hopper)
 
 
 @functools.cache
-def _unsupported_gpu(index: int, hopper: bool) -> str | None:
+def unsupported_gpu(index: int, hopper: bool) -> str | None:
+    """Why this GPU cannot run the extension's kernels, or None; `hopper` as above."""
     return unsupported_capability(
         torch.cuda.get_device_capability(index), extension().build_info()["cuda_archs"], hopper
     )
