@@ -18,6 +18,13 @@ __device__ __forceinline__ uint32_t cluster_block() {
   return rank;
 }
 
+// The lane within the warp, read anew each time.
+__device__ __forceinline__ int lane_id() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 __device__ __forceinline__ uint32_t remote(uint32_t address, uint32_t block) {
   uint32_t mapped;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(block));

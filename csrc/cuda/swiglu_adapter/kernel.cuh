@@ -22,6 +22,8 @@
 // is in stage 2 the ring fills with the next.
 //
 // The sums over C and over d have a fixed order: reruns are bit-equal.
+//
+// tests/cuda/emulation runs this code on the CPU, under schedules and late transfers that a GPU rarely shows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -58,7 +60,7 @@ __device__ __forceinline__ void load_norm(const Arguments &a, uint32_t shared) {
       weight = a.norm_is_fp32 ? __ldg(static_cast<const float *>(a.norm_weight) + column)
                               : widen(__ldg(static_cast<const T *>(a.norm_weight) + column));
     }
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared + p.norm + c * 4), "f"(weight) : "memory");
+    store_shared_word(shared + p.norm + c * 4, __float_as_uint(weight));
   }
 }
 

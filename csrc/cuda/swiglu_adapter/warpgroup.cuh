@@ -33,13 +33,9 @@ struct Warpgroup {
     return shared + p.barriers + 32 * kMaxStages + 8 * (kWarpgroups + group);
   }
   __device__ __forceinline__ bool leads() const { return warp == 0 && lane == 0; }
-  // Of this thread's rows among those of the group: its pair, counted. Read anew each time: kept in a register
-  // from stage to stage, it would push out another.
-  __device__ __forceinline__ int pair() const {
-    int own;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(own));
-    return warp * 8 + own / 4;
-  }
+  // Of this thread's rows among those of the group: its pair, counted. The lane is read anew each time: kept in a
+  // register from stage to stage, it would push out another.
+  __device__ __forceinline__ int pair() const { return warp * 8 + lane_id() / 4; }
   // This thread's two rows of the tile, 8 apart; and its lane's row for load_blocks and store_blocks.
   __device__ __forceinline__ int row() const { return group * kGroupRows + warp * 16 + lane / 4; }
   __device__ __forceinline__ uint32_t block_at(uint32_t tile, int unit) const {
