@@ -113,9 +113,11 @@ class Problem:
     def _solve(self) -> None:
         case = self.case
         x, dy = self.x.double(), self.dy.double()
-        # The kernels multiply weights in 16 bits.
-        gate, down, up = (t.to(case.dtype).double() for t in (self.gate, self.down, self.up))
         weight = None if self.weight is None else self.weight.double()
+        # The kernels multiply by weights in 16 bits, the norm's multiplied into gate and down.
+        by = 1.0 if self.weight is None else self.weight
+        gate, down = ((t * by).to(case.dtype).double() / by for t in (self.gate, self.down))
+        up = self.up.to(case.dtype).double()
         norm = None if weight is None else (weight, EPS)
         x.requires_grad_()
         settings = {"expert": self.expert, "norm": norm, "residual": case.residual, "scale": SCALE}
