@@ -44,6 +44,7 @@ NOT_ON_CPU = {
     "cuda": "needs a GPU",
     "triton": "on CPU tensors it runs in Triton's interpreter, for tests only",
 }
+NOT_ON_GPU = {"cpu": "takes CPU tensors alone"}
 
 
 def of_backend(
@@ -51,8 +52,8 @@ def of_backend(
 ) -> Provider:
     """mmadapt's own operator with one backend named, or why that backend is missing."""
     reason = backends(op)[backend]
-    if reason is None and device is not None and device.type == "cpu":
-        reason = NOT_ON_CPU.get(backend)
+    if reason is None and device is not None:
+        reason = (NOT_ON_CPU if device.type == "cpu" else NOT_ON_GPU).get(backend)
     return Provider(function, skip=reason)
 
 

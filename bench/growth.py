@@ -105,8 +105,6 @@ def tokens(
             provider = case.providers.get(name)
             if provider is None or provider.skip is not None or name in ended:
                 continue
-            if name == "cpu" and device.type != "cpu":
-                continue
             row = _row("tokens", name, count, arguments, mode)
             with _last_unless_measured(name, row, ended):
                 check_rows(case, name)

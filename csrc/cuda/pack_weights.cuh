@@ -4,6 +4,7 @@
 // tile would otherwise convert them again.
 #pragma once
 
+#include "hopper/roles.cuh"
 #include "mmadapt/swiglu_adapter_cuda.h"
 #include "vec.cuh"
 
@@ -42,7 +43,7 @@ namespace {  // one in each object: they are compiled for different architecture
 template <class T>
 __global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(Pack p) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // the adapter's kernel may start
+  hopper::allow_next_kernel();  // the adapter's
 #endif
   const int64_t at = (int64_t(blockIdx.x) * kPackThreads + threadIdx.x) * 8;
   if (at >= p.total) return;

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import goals, probes
-from bench.case import BACKWARD, BOTH, FORWARD, KINDS
+from bench.case import BACKWARD, BOTH, FORWARD, KINDS, registered
 from bench.cases import adapter, cp_linear, gate, image_of, is_image, parse_variant, routed
 from bench.gate import Gate
 from bench.run import SUITES, suite
@@ -81,6 +81,15 @@ def test_a_backend_that_is_missing_here_says_why():
     assert "interpreter" in case.providers["triton"].skip
     assert case.providers["reference"].skip is None
     assert case.providers["compile-max"].optional
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_backend_of_another_device_is_skipped_with_the_reason(monkeypatch, kind):
+    present = dict.fromkeys(("cpu", "cuda", "triton", "reference"))
+    monkeypatch.setattr("bench.case.backends", lambda op: present)
+    providers = registered("swiglu_adapter", lambda name: torch.relu, torch.device(kind))
+    skipped = {name for name, provider in providers.items() if provider.skip is not None}
+    assert skipped == ({"cuda", "triton"} if kind == "cpu" else {"cpu"})
 
 
 def test_pefts_lora_is_the_formula_without_a_mode():

@@ -44,7 +44,7 @@ inline const char *gemm_refusal(const mmadapt_cp_linear_gemm_sm90 &p) {
 
 // Boxes of `right` [columns, K], or transposed [K, columns]: what a block of the cluster loads of it.
 inline cudaError_t right_tiles(CUtensorMap *map, const void *matrix, int columns, int inner, int tile,
-                        int cluster, bool transposed) {
+                               int cluster, bool transposed) {
   return transposed ? row_tiles(map, matrix, inner, columns, kChunk / cluster)
                     : row_tiles(map, matrix, columns, inner, tile / cluster);
 }

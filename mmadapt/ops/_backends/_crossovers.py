@@ -103,6 +103,7 @@ def extent(op: str, args: tuple[Any, ...]) -> Extent:
             return Extent(first.shape[1] * first.shape[2], 0)
 
 
+@functools.cache
 def _not_as_measured(device: torch.device) -> str | None:
     """Why the kernels that were measured, those for sm_90a, do not serve this GPU, or None."""
     from mmadapt.ops._backends.cuda._launch import unsupported_gpu  # loaded with its backends

@@ -6,6 +6,7 @@ modes are vectors, work of the first weight's GEMM. The gradient of x likewise, 
 a group at once; the other gradients come from the Triton kernels.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -56,6 +57,7 @@ def prefers_gemm(tokens: int, columns: int) -> bool:
     return row_tiles * column_tiles >= 96
 
 
+@functools.lru_cache(maxsize=1024)  # asked on every call, and answered by the extension
 def prefers_fused(tokens: int, dim_in: int, dim_out: int, rank: int) -> bool:
     """Whether z within the first weight's GEMM is faster than a kernel before it.
 
